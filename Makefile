@@ -1,0 +1,73 @@
+# make demo | make run UPSTREAM=http://127.0.0.1:8000 | make test
+# Each target creates its own environment (.venv) and installs what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+NODE_DIR := tests/e2e/node
+
+# Debian packages that the tests use, and one command of each that shows it is there.
+TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl
+
+.PHONY: help demo run test check format clean
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+demo: $(VENV)/.runtime
+	$(BIN)/meter-proxy demo $(ARGS)
+
+run: $(VENV)/.runtime
+	@test -n "$(UPSTREAM)" || { echo "usage: make run UPSTREAM=http://127.0.0.1:8000"; exit 2; }
+	$(BIN)/meter-proxy serve --upstream $(UPSTREAM) $(ARGS)
+
+test: $(VENV)/.dev $(NODE_DIR)/node_modules debian
+	$(MAKE) --no-print-directory check
+
+check:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest $(ARGS)
+
+format:
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) $(NODE_DIR)/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(VENV)/.runtime: pyproject.toml | venv
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $(VENV)/.runtime $@
+
+$(NODE_DIR)/node_modules: $(NODE_DIR)/package.json | debian
+	npm install --prefix $(NODE_DIR) --no-package-lock --no-audit --no-fund --silent
+	@touch $@
+
+.PHONY: venv debian
+venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || { \
+	  $(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call apt_install,python3-venv); \
+	  $(PYTHON) -m venv $(VENV); }
+
+debian:
+	@missing=; for pair in $(TEST_COMMANDS); do \
+	  command -v $${pair%%:*} >/dev/null 2>&1 || missing="$$missing $${pair##*:}"; done; \
+	test -z "$$missing" || $(call apt_install,$$missing)
+
+# As root: install. Otherwise: say the exact line, and stop.
+define apt_install
+{ packages=$$(echo $(1) | tr ' ' '\n' | sort -u | tr '\n' ' '); \
+  if [ "$$(id -u)" = 0 ]; then \
+    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$packages; \
+  else \
+    echo "Missing Debian packages. Run:  sudo apt-get install -y $$packages"; exit 1; \
+  fi; }
+endef

@@ -1,0 +1,6 @@
+"""`python -m meter_proxy` is the command `meter-proxy`."""
+
+from meter_proxy.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Composition root of one worker: builds everything from the Config, owns the order of start and stop.
+
+The worker is an ordinary aiohttp application with our own plugin on it, and the two health paths.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from aiohttp import web
+
+from meter_proxy.config.schema import Config
+from meter_proxy.gateway.replies import error
+from meter_proxy.plugin import METER_PROXY, MeterProxy, install
+
+BACKLOG = 4_096  # 200 connections within 25 ms overflow the usual 128 and wait a second for their SYN
+KEEPALIVE_S = 75.0
+STOP_WITHIN_S = 2.0  # for aiohttp to close idle connections; exchanges are over by then
+
+
+async def serve_worker(
+    config: Config,
+    *,
+    index: int,
+    sock: socket.socket,
+    store_url: str,
+    ready: Callable[[], None],
+    stop: asyncio.Event,
+) -> None:
+    """Serve on `sock` until `stop` is set; then drain, settle, and return with the books closed.
+
+    `store_url` is the store's real address (the embedded one's included); `ready` is called once
+    connections are accepted.
+    """
+    runner = web.AppRunner(
+        build_app(MeterProxy(config, index=index, store_url=store_url)),
+        access_log=None,
+        handle_signals=False,
+        keepalive_timeout=KEEPALIVE_S,
+        shutdown_timeout=STOP_WITHIN_S,
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, sock, backlog=BACKLOG).start()
+        ready()
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+
+
+def build_app(installed: MeterProxy) -> web.Application:
+    """The worker's application: the plugin, `/healthz`, `/readyz`, and errors in OpenAI's shape."""
+    app = web.Application(middlewares=[_openai_shaped_errors])
+    app.router.add_get("/healthz", _healthz)
+    app.router.add_get("/readyz", _readyz)
+    app.on_response_prepare.append(_unsigned)
+    install(app, installed)
+    return app
+
+
+async def _healthz(request: web.Request) -> web.Response:
+    return web.json_response({"status": "ok"})
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    gateway = request.app[METER_PROXY].gateway
+    reasons = [
+        reason
+        for reason, applies in (("draining", gateway.draining), ("journal cannot write", not gateway.ledger.can_write))
+        if applies
+    ]
+    return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+
+@web.middleware
+async def _openai_shaped_errors(request: web.Request, handler: web.Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        return error(request, 404, "unknown_url", "Unknown request URL. See the README for the paths served here.")
+    except web.HTTPMethodNotAllowed as exc:
+        allowed = ", ".join(sorted(exc.allowed_methods))
+        return error(
+            request, 405, "method_not_allowed", f"Not allowed here. Use {allowed}.", headers=(("allow", allowed),)
+        )
+
+
+async def _unsigned(request: web.Request, response: web.StreamResponse) -> None:
+    """Tell nobody which server and version this is."""
+    response.headers.popall("Server", None)

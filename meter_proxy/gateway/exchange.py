@@ -1,0 +1,278 @@
+"""The story of one metered request: forward, relay, settle. (Identify and admit: `gateway.py`.)
+
+An `Exchange` is born admitted. From then on its `record()` is valid at every instant, so no way of
+ending (hang-up, time-out, cancel, shutdown, an error of ours) needs a branch of its own that could be
+forgotten: whatever happens, the one `finally` settles, exactly once, without waiting for anything.
+
+Not retried: a request whose bytes may have reached an upstream. Two exceptions: a reused connection
+that died before any byte of an answer, and the one retry without a field of ours that was refused.
+"""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from meter_proxy.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from meter_proxy.gateway.client import ClientConnection, ClientGone
+from meter_proxy.gateway.headers import reply_headers, request_head
+from meter_proxy.gateway.http1 import Framing, ResponseHead
+from meter_proxy.gateway.inbound import Call
+from meter_proxy.gateway.redaction import RedactedError
+from meter_proxy.gateway.relay import Relay
+from meter_proxy.gateway.replies import cors_headers, upstream_error
+from meter_proxy.gateway.settlement import make_record
+from meter_proxy.gateway.upstream import UpstreamConnection, UpstreamPool
+from meter_proxy.metering.injection import Hidden, RunningUsage, rewrite_body
+from meter_proxy.metering.meter import Meter, meter_for
+from meter_proxy.usage import Operation, Outcome, UsageRecord
+
+if TYPE_CHECKING:
+    from meter_proxy.gateway.gateway import Gateway
+
+SKIP_REFUSAL_S = 1.0  # a refused injection: for this long its body may pass, to keep the connection
+NOTHING_HIDDEN = Hidden(usage_event=False, running_usage=False)
+
+
+class Exchange:
+    """One request and its response."""
+
+    def __init__(self, gateway: "Gateway", call: Call, request: web.BaseRequest, request_id: str) -> None:
+        self.id = request_id
+        self.call = call
+        self.admitted_at = time.time()  # wall clock, for the record and its windows
+        self.began_at = asyncio.get_running_loop().time()
+        self.upstream = call.model.upstreams[0]
+        self.status: int | None = None  # of the head that the client got
+        self.relay = Relay(self._make_meter, gateway.stats, client_stall_s=gateway.config.limits.client_stall_s)
+        self.reached_upstream = False
+        self._gateway = gateway
+        self._request = request
+        self._pool = gateway.pools[self.upstream]
+        self._connection: UpstreamConnection | None = None
+        self._hidden = NOTHING_HIDDEN
+        self._client: ClientConnection | None = None
+        self._reply: web.StreamResponse | None = None
+        self._outcome: Outcome | None = None
+
+    def __repr__(self) -> str:
+        call = self.call
+        return f"<Exchange {self.id} key={call.caller.key_id} {call.operation} {self.outcome} status={self.status}>"
+
+    async def run(self) -> web.StreamResponse:
+        """Serve the exchange to its end and settle it; -> what aiohttp is to finish."""
+        try:
+            self._client = ClientConnection(self._request, self.relay)
+            head = await self._ask()
+            reply = await self._begin_reply(head)
+            await self.relay.whole()
+            await reply.write_eof()
+            return reply
+        except UpstreamError as exc:
+            return self._upstream_failed(exc)
+        except (ClientGone, ConnectionError):
+            self.relay.on_client_lost()
+            await self._drain()
+            return self._reply or web.Response(status=499)  # nobody reads it; the host's access log does
+        except asyncio.CancelledError:
+            # The application has `handler_cancellation`, or is shutting down: for us, a hang-up like any other.
+            self.relay.cut_off()
+            await self._drain()
+            raise
+        except Exception:
+            self._outcome = Outcome.CRASHED
+            raise
+        finally:
+            self._settle()
+
+    def cut_off(self) -> None:
+        """Shutdown, after the drain time: end now, bill what was generated."""
+        self.relay.cut_off()
+        if self._client is not None:
+            self._client.break_off()
+
+    # Forward.
+
+    async def _ask(self) -> ResponseHead:
+        """The head of the answer that the client is to get. Several upstreams are tried in order."""
+        error: UpstreamError = UpstreamUnavailable("no upstream is configured for this model")
+        for name in self.call.model.upstreams:
+            self.upstream, self._pool = name, self._gateway.pools[name]
+            try:
+                return await self._ask_with_injection()
+            except UpstreamError as exc:
+                if self.reached_upstream:
+                    raise
+                error = exc
+        raise error
+
+    async def _ask_with_injection(self) -> ResponseHead:
+        """Ask for usage in the client's name. A refusal is asked again once as the client did.
+
+        Only if that is taken is our field to blame: a client's own mistake must not switch metering off.
+        """
+        call, refusals = self.call, self._gateway.refusals
+        include_usage, running = False, RunningUsage.OFF
+        if call.asked.stream and call.operation is not Operation.EMBEDDINGS:
+            async with self.relay.unless_client_lost():
+                running = await self._gateway.identities.running_usage(self.upstream)
+            if not refusals.is_known(self.upstream, call.model.upstream_model):
+                include_usage = True
+            else:
+                running = RunningUsage.OFF
+        body = self._prepare_body(include_usage, running)
+        head = await self._send(body)
+        if head.status in (400, 422) and include_usage:
+            plain = self._prepare_body(False, RunningUsage.OFF)
+            if plain != body:
+                await self.relay.skip_body(SKIP_REFUSAL_S)
+                head = await self._send(plain)
+                if 200 <= head.status < 300:
+                    refusals.remember(self.upstream, call.model.upstream_model)
+        return head
+
+    def _prepare_body(self, include_usage: bool, running: RunningUsage) -> bytes:
+        call = self.call
+        body, self._hidden = rewrite_body(
+            call.body,
+            call.asked,
+            upstream_model=call.model.upstream_model,
+            include_usage=include_usage,
+            running=running,
+        )
+        return body
+
+    async def _send(self, body: bytes) -> ResponseHead:
+        """Put the request on a connection; a reused one that turns out to be dead is replaced once."""
+        pool = self._pool
+        request = request_head(
+            pool.base_path + self.call.path,
+            pool.host_header,
+            self.call.headers,
+            api_key=pool.api_key,
+            length=len(body),
+            request_id=self.id,
+        )
+        request += body
+        connection = pool.take_idle()
+        if connection is not None:
+            try:
+                return await self._first_answer(connection, request)
+            except UpstreamUnavailable:
+                if not self.relay.broke_untouched:
+                    raise
+        async with self.relay.unless_client_lost():
+            connection = await pool.connect()
+        return await self._first_answer(connection, request)
+
+    async def _first_answer(self, connection: UpstreamConnection, request: bytes) -> ResponseHead:
+        if not self.reached_upstream:
+            self.reached_upstream = True
+            self._gateway.stats.observe_overhead("request", asyncio.get_running_loop().time() - self.began_at)
+        self._connection = connection
+        timeouts = self._pool.config.timeouts
+        self.relay.open(connection, request, first_byte_s=timeouts.first_byte_s, total_s=timeouts.total_s)
+        return await self.relay.head()
+
+    # Relay.
+
+    def _make_meter(self, head: ResponseHead) -> Meter:
+        if head.status >= 400 and self._pool.api_key:
+            return RedactedError(self._pool.api_key)
+        return meter_for(
+            self.call.operation,
+            status=head.status,
+            content_type=head.get("content-type"),
+            content_encoding=head.get("content-encoding"),
+            asked=self.call.asked,
+            hidden=self._hidden,
+            max_event_bytes=self._gateway.config.limits.max_event_bytes,
+        )
+
+    async def _begin_reply(self, head: ResponseHead) -> web.StreamResponse:
+        """Send the head of the reply, and open the way past aiohttp for its body."""
+        client = self._client
+        assert client is not None
+        headers = CIMultiDict(reply_headers(head, self.id, secret=self._pool.api_key))
+        headers.extend(cors_headers(self._request))
+        if head.framing in (Framing.LENGTH, Framing.NONE) and (head.status >= 300 or self._hidden == NOTHING_HIDDEN):
+            headers["Content-Length"] = str(head.length)
+        self._reply = reply = web.StreamResponse(status=head.status, reason=head.reason, headers=headers)
+        self.status = head.status
+        await reply.prepare(self._request)
+        client.begin_body(chunked="chunked" in reply.headers.get("Transfer-Encoding", ""))
+        self.relay.begin(client, idle_s=self._pool.config.timeouts.idle_s)
+        if self.relay.first_byte_at is not None:
+            self._gateway.stats.observe_overhead(
+                "first_byte", asyncio.get_running_loop().time() - self.relay.first_byte_at
+            )
+        return reply
+
+    # The ways to end early.
+
+    def _upstream_failed(self, exc: UpstreamError) -> web.StreamResponse:
+        """The client sees the break: an error before the reply's head, a reply without its end after it."""
+        self._outcome = Outcome.UPSTREAM_TIMEOUT if isinstance(exc, UpstreamTimeout) else Outcome.UPSTREAM_FAILED
+        if self._reply is not None and self._client is not None:
+            self.relay.flush()
+            self._client.break_off()
+            return self._reply
+        reply = upstream_error(self._request, exc, self.id)
+        self.status = reply.status
+        return reply
+
+    async def _drain(self) -> None:
+        """The client is gone: tell the upstream, and count what it had already sent."""
+        connection, relay = self._connection, self.relay
+        if connection is None or relay.ended or relay.error is not None:
+            return
+        policy = self._pool.config.on_disconnect
+        if policy.kind == "drain" and not relay.cut:
+            await relay.drained(self._pool.config.timeouts.total_s)
+        elif policy.kind == "drain_for" and not relay.cut:
+            await relay.drained(policy.drain_for_s or 0.0)
+        if not relay.ended and relay.error is None:
+            await relay.drained(connection.half_close())
+
+    # Settle.
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the exchange ends if it ends now."""
+        relay, meter = self.relay, self.relay.meter
+        if self._outcome is not None:
+            return self._outcome
+        if relay.client_lost and relay.finished_at_loss:
+            return Outcome.COMPLETED
+        if self.status is not None and self.status >= 400:
+            return Outcome.UPSTREAM_FAILED if self.status >= 500 else Outcome.CLIENT_ERROR
+        if relay.cut:
+            return Outcome.DRAINED
+        if relay.client_lost:
+            return Outcome.CLIENT_DISCONNECTED
+        if meter is not None and meter.failed:
+            return Outcome.UPSTREAM_FAILED
+        return Outcome.COMPLETED
+
+    @property
+    def bills_prompt_always(self) -> bool:
+        return self._pool.config.bill_prompt == "always"
+
+    @property
+    def bad_usage(self) -> list[str]:
+        """What was odd about the usage on the wire, for `meter_proxy_bad_usage_total`."""
+        return self.relay.meter.bad_usage if self.relay.meter is not None else []
+
+    def record(self) -> UsageRecord:
+        """The bill, if the exchange ended now."""
+        return make_record(self, now=asyncio.get_running_loop().time())
+
+    def _settle(self) -> None:
+        self.relay.flush()
+        record = self.record()
+        self.relay.close()
+        if self._client is not None:
+            self._client.detach()
+        self._gateway.settled(self, record)

@@ -1,0 +1,166 @@
+"""The front door: identify, admit, hand over to an `Exchange`; and what costs nothing (models, preflight).
+
+One `Gateway` per process (or per application in plugin mode) holds what exchanges share: the tables
+of the configuration, the pools, the ledger, the counters.
+"""
+
+import asyncio
+import secrets
+import time
+
+import msgspec
+from aiohttp import web
+
+from meter_proxy.config.schema import Config
+from meter_proxy.errors import ClientError, UpstreamError
+from meter_proxy.gateway.client import ClientGone
+from meter_proxy.gateway.exchange import Exchange
+from meter_proxy.gateway.fetch import fetch
+from meter_proxy.gateway.identity import Identities
+from meter_proxy.gateway.inbound import Call, Caller, Inbound
+from meter_proxy.gateway.refusals import InjectionRefusals
+from meter_proxy.gateway.replies import client_error, cors_headers, unavailable
+from meter_proxy.gateway.routes import MODELS, Route
+from meter_proxy.gateway.upstream import UpstreamPool
+from meter_proxy.ledger import Ledger
+from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.usage import UsageRecord
+
+UPSTREAM_MODELS_TIMEOUT_S = 5.0
+CUT_WITHIN_S = 2.0  # after a cut every exchange only drains what is in flight (<= 250 ms) and settles
+UNKNOWN_KEY = "unknown"
+
+
+class Gateway:
+    """Serves the metered operations for one configuration."""
+
+    def __init__(self, config: Config, ledger: Ledger, stats: WorkerStats) -> None:
+        self.config = config
+        self.ledger = ledger
+        self.stats = stats
+        self.pools = {name: UpstreamPool(name, upstream) for name, upstream in config.upstreams.items()}
+        self.identities = Identities(self.pools, time.monotonic)
+        self.refusals = InjectionRefusals(time.monotonic)
+        self.draining = False
+        self._inbound = Inbound(config)
+        self._exchanges: set[Exchange] = set()
+        self._all_settled = asyncio.Event()
+
+    async def post(self, request: web.Request, route: Route) -> web.StreamResponse:
+        """A metered operation, from its first header to its record."""
+        key_id, model = UNKNOWN_KEY, ""
+        try:
+            caller = self._inbound.identify(request, time.time())
+            key_id = caller.key_id
+            self._inbound.check_head(request)
+            body = await self._inbound.read_body(request)
+            asked = self._inbound.parse(route, body)
+            model = asked.model
+            resolved = self._inbound.allow(caller, asked)
+            self._admit()
+        except ClientError as exc:
+            self.stats.refused(key_id, model, route.operation, exc.status)
+            return client_error(request, exc)
+        except ClientGone:
+            return web.Response(status=499)  # left while sending its body: nothing was asked yet
+        headers = tuple(request.headers.items())
+        call = Call(
+            caller, route.operation, route.path, asked, resolved, body, headers, request.headers.get("X-Request-Id")
+        )
+        exchange = Exchange(self, call, request, f"req_{secrets.token_hex(12)}")
+        self._exchanges.add(exchange)
+        self.stats.inflight_add(model, 1)
+        return await exchange.run()
+
+    def _admit(self) -> None:
+        if self.draining:
+            raise unavailable("draining", "The server is about to restart. Try again in a moment.", retry_after_s=1)
+        if not self.ledger.can_write:
+            raise unavailable("metering_unavailable", "Usage cannot be recorded at the moment.", retry_after_s=5)
+
+    def settled(self, exchange: Exchange, record: UsageRecord) -> None:
+        """The one call at the end of every exchange: the record is written, the counters are moved."""
+        self._exchanges.discard(exchange)
+        self.ledger.settle(record)
+        self.stats.inflight_add(record.model, -1)
+        for reason in exchange.bad_usage:
+            self.stats.bad_usage(reason)
+        if exchange.relay.client_lost and exchange.relay.finished_at_loss:
+            self.stats.disconnected(record.model, "after_finish")
+        if not self._exchanges:
+            self._all_settled.set()
+
+    async def expect(self, request: web.Request) -> web.StreamResponse | None:
+        """`Expect: 100-continue`: say "go on" only to somebody whose body will be read."""
+        try:
+            self._inbound.identify(request, time.time())
+            self._inbound.check_head(request)
+        except ClientError as exc:
+            return client_error(request, exc)
+        if request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        """The names that this caller may ask for, in the shape of OpenAI's list."""
+        try:
+            caller = self._inbound.identify(request, time.time())
+            names = await self._model_names(caller)
+            wanted = request.match_info.get("model")
+            if wanted is not None and wanted not in names:
+                raise ClientError(404, "model_not_found", "The model does not exist or you do not have access to it.")
+        except ClientError as exc:
+            return client_error(request, exc)
+        entries = [{"id": name, "object": "model", "created": 0, "owned_by": "meter-proxy"} for name in names]
+        document = {"object": "list", "data": entries} if wanted is None else next(e for e in entries if e["id"] == wanted)
+        response = web.Response(body=msgspec.json.encode(document), content_type="application/json")
+        response.headers.extend(cors_headers(request))
+        return response
+
+    async def _model_names(self, caller: Caller) -> list[str]:
+        table = self._inbound.models
+        names = dict.fromkeys(table.list(caller.key))
+        for upstream in table.passthrough_upstreams:
+            for name in await self._upstream_models(upstream):
+                if table.resolve(name, caller.key) is not None:
+                    names.setdefault(name)
+        return list(names)
+
+    async def _upstream_models(self, name: str) -> list[str]:
+        """What the upstream lists behind a "*"; nothing if it does not answer."""
+        pool = self.pools[name]
+        try:
+            status, body = await fetch(pool, pool.base_path + MODELS, timeout_s=UPSTREAM_MODELS_TIMEOUT_S)
+            listed = msgspec.json.decode(body, type=_ModelList) if status == 200 else _ModelList()
+        except (UpstreamError, msgspec.DecodeError):
+            return []
+        return [entry.id for entry in listed.data]
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new work; wait for what is in flight; cut what is left after `timeout_s`, and bill it."""
+        self.draining = True
+        if not await self._wait_settled(timeout_s):
+            for exchange in list(self._exchanges):
+                exchange.cut_off()
+            await self._wait_settled(CUT_WITHIN_S)
+        for pool in self.pools.values():
+            pool.close()
+
+    async def _wait_settled(self, timeout_s: float) -> bool:
+        self._all_settled.clear()
+        if not self._exchanges:
+            return True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._all_settled.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class _ModelEntry(msgspec.Struct):
+    id: str
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_ModelEntry] = []  # noqa: RUF012 - msgspec copies an empty default

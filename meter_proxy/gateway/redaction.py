@@ -1,0 +1,39 @@
+"""The operator's credential never reaches a client, not even inside an upstream's error message."""
+
+from meter_proxy.metering.meter import Reading
+from meter_proxy.usage import NO_USAGE, Basis
+
+
+class RedactedError:
+    """A `Meter` for an upstream's error: passes it on, bills nothing, masks the operator's credential.
+
+    The mask has the credential's length, so a Content-Length stays right. Bytes may be cut anywhere; at
+    most the beginning of a possible credential is held back.
+    """
+
+    content_events = 0
+    finished = False
+    failed = False
+    response_model = None
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+        self._held = b""
+        self.done = False
+        self.bad_usage: list[str] = []
+
+    def feed(self, data: bytes) -> bytes:
+        secret = self._secret
+        whole = self._held + data if self._held else data
+        shown = whole.replace(secret, b"*" * len(secret))
+        longest = min(len(secret) - 1, len(shown))
+        keep = next((n for n in range(longest, 0, -1) if shown.endswith(secret[:n])), 0)
+        self._held = shown[len(shown) - keep :]
+        return data if shown == data and not keep else shown[: len(shown) - keep]
+
+    def finish(self) -> bytes:
+        held, self._held, self.done = self._held, b"", True
+        return held
+
+    def usage_so_far(self) -> Reading:
+        return Reading(usage=NO_USAGE, basis=Basis.NONE, input_basis=None)

@@ -1,0 +1,298 @@
+"""The tee: upstream bytes -> meter -> client.
+
+Nothing else happens in that loop: no task switch, no queue, no log line, no metric look-up. What was
+generated is counted before it is forwarded: a killed process must not have given tokens away.
+
+The relay also is where all news of one exchange arrive (`on_...`), in any order, and where its story
+waits for them (`head`, `whole`, `drained`). A wait ends by what it waits for, by `UpstreamError`, or by `ClientGone`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from meter_proxy.errors import UpstreamError, UpstreamTimeout
+from meter_proxy.gateway.client import ClientConnection, ClientGone
+from meter_proxy.gateway.http1 import ResponseHead
+from meter_proxy.gateway.upstream import UpstreamConnection
+from meter_proxy.metering.meter import Meter
+from meter_proxy.telemetry.metrics import WorkerStats
+
+HIGH_WATER_BYTES = 65_536  # of body that arrived before the reply's head is out
+IDLE_TICKS = 4  # an idle upstream is noticed within 1 + 1/4 of its time-out, without a timer per chunk
+SAMPLE_EVERY = 64  # reads; of these the time in our hands is measured
+
+MeterFactory = Callable[[ResponseHead], Meter]
+
+
+class Relay:
+    """What passes, and what has happened so far, in one exchange."""
+
+    def __init__(self, make_meter: MeterFactory, stats: WorkerStats, *, client_stall_s: float) -> None:
+        self._make_meter = make_meter
+        self._stats = stats
+        self._client_stall_s = client_stall_s
+        self._loop = asyncio.get_running_loop()
+        self._connection: UpstreamConnection | None = None
+        self._client: ClientConnection | None = None
+        self._early: list[tuple[bytes, bytes | None]] | None = []  # body that came before the reply was begun
+        self._early_bytes = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._total_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._interrupt: asyncio.Timeout | None = None
+        self._reads = 0
+        self._client_is_slow = False
+        self._flushed = False
+        self._head: ResponseHead | None = None
+        self.error: UpstreamError | None = None
+        self.broke_untouched = False
+        self.ended = False
+        self.client_lost = False
+        self.finished_at_loss = False  # the client had seen the finish, or the whole body, when it left
+        self.cut = False
+        self.meter: Meter | None = None
+        self.first_byte_at: float | None = None
+        self.first_token_at: float | None = None
+
+    # The story's waits.
+
+    @contextlib.asynccontextmanager
+    async def unless_client_lost(self) -> AsyncIterator[None]:
+        """Run the block, which awaits something else than news; a hang-up ends it with ClientGone."""
+        try:
+            async with asyncio.timeout(None) as self._interrupt:
+                if self.client_lost:
+                    raise ClientGone
+                yield
+        except TimeoutError as exc:
+            raise ClientGone from exc
+        finally:
+            self._interrupt = None
+
+    def open(self, connection: UpstreamConnection, request: bytes, *, first_byte_s: float, total_s: float) -> None:
+        """Send the request; from here on the answer arrives."""
+        self._connection = connection
+        self._head = self.error = None
+        self.ended = False
+        self._timer = self._loop.call_later(first_byte_s, self._on_timeout, "sent no answer", first_byte_s)
+        if self._total_timer is None:
+            self._total_timer = self._loop.call_later(total_s, self._on_timeout, "did not finish", total_s)
+        connection.send(request, self)
+
+    async def head(self) -> ResponseHead:
+        while self._head is None:
+            self._raise_ending()
+            await self._news()
+        return self._head
+
+    async def skip_body(self, timeout_s: float) -> None:
+        """Let a refused answer pass unread, so that its connection can be used again."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.ended and self.error is None and not self.client_lost:
+                    await self._news()
+        except TimeoutError:
+            pass
+        if not self.ended and self._connection is not None:
+            self._connection.close()
+        self._stop_timer()
+        self._early, self._early_bytes = [], 0
+        if self.client_lost:
+            raise ClientGone
+
+    def begin(self, client: ClientConnection, *, idle_s: float) -> None:
+        """The head of the reply is out: forward what has come, and from now on all that comes."""
+        self._client = client
+        early, self._early = self._early or [], None
+        if early:
+            if len(early) == 1:
+                self._forward(*early[0])
+            else:
+                self._forward(b"".join(payload for payload, _ in early), None)
+            if self._early_bytes > HIGH_WATER_BYTES and self._connection is not None and not self._client_is_slow:
+                self._connection.transport.resume_reading()
+        if not self.ended:
+            self._watch_idle(idle_s, self._reads, 0)
+
+    async def whole(self) -> None:
+        """Wait until all of the answer has passed, and what the meter still held has been sent."""
+        while not self.ended:
+            self._raise_ending()
+            await self._news()
+        if self.client_lost:
+            raise ClientGone
+        self.flush()
+
+    async def drained(self, seconds: float) -> None:
+        """The client is gone: count what the upstream still sends, for at most `seconds`. Never raises UpstreamError."""
+        self._client = None
+        early, self._early = self._early or [], None
+        for payload, _ in early:
+            self._count(payload)
+        deadline = self._loop.call_later(seconds, self._notify)
+        end = self._loop.time() + seconds
+        try:
+            while not self.ended and self.error is None and self._loop.time() < end:
+                await self._news()
+        finally:
+            deadline.cancel()
+
+    def flush(self) -> None:
+        """Nothing more will come: send what the meter still held back."""
+        if self.meter is not None and not self._flushed:
+            self._flushed = True
+            rest = self.meter.finish()
+            if rest and self._client is not None:
+                self._client.write(rest, None)
+
+    def close(self) -> None:
+        """No more timers, no more news; a connection that is still in use is closed."""
+        for timer in (self._timer, self._total_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._connection is not None and not self.ended and self.error is None:
+            self._connection.close()
+        self._connection = None
+        self._client = None
+
+    def cut_off(self) -> None:
+        """Shutdown: end the exchange now, as if the client had hung up."""
+        self.cut = True
+        self.on_client_lost()
+
+    # News of the upstream.
+
+    def on_head(self, head: ResponseHead) -> None:
+        self.first_byte_at = self._loop.time()
+        self._stop_timer()
+        self._head = head
+        self.meter = self._make_meter(head)
+        self._notify()
+
+    def on_body(self, payload: bytes, framed: bytes | None) -> None:
+        self._reads += 1
+        if self._early is not None:
+            self._early.append((payload, framed))
+            self._early_bytes += len(payload)
+            if self._early_bytes > HIGH_WATER_BYTES and self._connection is not None:
+                self._connection.transport.pause_reading()
+        elif self._reads % SAMPLE_EVERY:
+            self._forward(payload, framed)
+        else:
+            began_at = self._loop.time()
+            self._forward(payload, framed)
+            self._stats.observe_overhead("chunk", self._loop.time() - began_at)
+
+    def on_end(self) -> None:
+        self._stop_timer()
+        self.ended = True
+        self._notify()
+
+    def on_broken(self, error: UpstreamError, *, untouched: bool) -> None:
+        self._stop_timer()
+        self.error = error
+        self.broke_untouched = untouched
+        self._notify()
+
+    def _on_timeout(self, what: str, seconds: float) -> None:
+        connection = self._connection
+        if connection is None or self.ended or self.error is not None:
+            return
+        self.error = UpstreamTimeout(f"upstream {connection.pool.name} {what} within {seconds:g} s")
+        connection.close()
+        self._notify()
+
+    def _watch_idle(self, seconds: float, reads_before: int, ticks: int) -> None:
+        if self._reads != reads_before or self._client_is_slow:
+            ticks = 0
+        if ticks > IDLE_TICKS:
+            self._on_timeout("sent nothing", seconds)
+            return
+        self._timer = self._loop.call_later(seconds / IDLE_TICKS, self._watch_idle, seconds, self._reads, ticks + 1)
+
+    # News of the client.
+
+    def on_client_lost(self) -> None:
+        if self.client_lost:
+            return
+        meter = self.meter
+        self.client_lost = True
+        self.finished_at_loss = meter is not None and self._early is None and (meter.finished or meter.done)
+        self._client = None
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        if self._interrupt is not None:
+            self._interrupt.reschedule(self._loop.time())
+        self._notify()
+
+    def on_client_slow(self) -> None:
+        self._client_is_slow = True
+        if self._connection is not None and not self.ended and self.error is None:
+            self._connection.transport.pause_reading()
+        self._watch_stall(self._client.unsent_bytes() if self._client else 0)
+
+    def on_client_ready(self) -> None:
+        self._client_is_slow = False
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        if self._connection is not None and not self.ended and self.error is None:
+            self._connection.transport.resume_reading()
+
+    def _watch_stall(self, unsent_before: int) -> None:
+        self._stall_timer = self._loop.call_later(self._client_stall_s, self._on_stall, unsent_before)
+
+    def _on_stall(self, unsent_before: int) -> None:
+        client = self._client
+        if client is None or not self._client_is_slow:
+            return
+        unsent = client.unsent_bytes()
+        if unsent < unsent_before:  # slow, but alive
+            self._watch_stall(unsent)
+        else:
+            client.transport.abort()
+            self.on_client_lost()
+
+    # The tee itself.
+
+    def _forward(self, payload: bytes, framed: bytes | None) -> None:
+        out = self._count(payload)
+        client = self._client
+        if client is not None:
+            if out is payload:
+                client.write(payload, framed)
+            elif out:
+                client.write(out, None)
+
+    def _count(self, payload: bytes) -> bytes:
+        meter = self.meter
+        assert meter is not None
+        out = meter.feed(payload)
+        if self.first_token_at is None and meter.content_events:
+            self.first_token_at = self._loop.time()
+        return out
+
+    def _raise_ending(self) -> None:
+        if self.client_lost:
+            raise ClientGone
+        if self.error is not None:
+            raise self.error
+
+    async def _news(self) -> None:
+        self._wake = self._loop.create_future()
+        try:
+            await self._wake
+        finally:
+            self._wake = None
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+

@@ -1,0 +1,113 @@
+"""The meter on anybody's aiohttp `Application`.
+
+    app = web.Application()
+    meter_proxy.setup(app, "meter-proxy.yaml")
+
+installs the metered operations under the configuration's `path_prefixes`, in this one process. The
+application's own routes and middlewares stay as they are, and hang-ups are noticed whatever its
+`handler_cancellation` is. Everything lives in one typed key (`METER_PROXY`) and one `cleanup_ctx`.
+Our own server is built on just this.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
+
+from meter_proxy.config.load import load_config
+from meter_proxy.config.schema import Config
+from meter_proxy.gateway.gateway import Gateway
+from meter_proxy.gateway.replies import preflight
+from meter_proxy.gateway.routes import METERED, MODELS, Route
+from meter_proxy.ledger import Ledger
+from meter_proxy.telemetry.metrics import WorkerStats
+
+EMBEDDED = "embedded"
+
+
+class MeterProxy:
+    """One installation. `gateway` exists while the application runs."""
+
+    def __init__(self, config: Config, *, index: int = 0, store_url: str | None = None) -> None:
+        self.config = config
+        self.index = index
+        self.store_url = store_url  # None: as configured, and the embedded store is ours to start
+        self.stats = WorkerStats()
+        self.gateway: Gateway
+
+    async def running(self, app: web.Application) -> AsyncIterator[None]:
+        """The application's `cleanup_ctx`: open the books, serve, settle, close the books."""
+        from meter_proxy.ledger.embedded import EmbeddedStore
+        from meter_proxy.ledger.store import Store
+
+        config = self.config
+        embedded: EmbeddedStore | None = None
+        url = self.store_url or config.redis.url
+        if url == EMBEDDED:
+            embedded = EmbeddedStore(config.state_dir / "store")
+            await asyncio.to_thread(embedded.start)
+            url = embedded.url
+        try:
+            ledger = Ledger(config.state_dir / f"w{self.index}", Store(url))
+            await ledger.start()
+            self.gateway = Gateway(config, ledger, self.stats)
+            try:
+                yield
+            finally:
+                await self.gateway.drain(0.0)
+                await ledger.stop()
+        finally:
+            if embedded is not None:
+                await asyncio.to_thread(embedded.stop)
+
+    async def drain(self, app: web.Application) -> None:
+        """The application's `on_shutdown`: let what is in flight end, within `limits.drain_timeout`."""
+        await self.gateway.drain(self.config.limits.drain_timeout_s)
+
+
+METER_PROXY: web.AppKey[MeterProxy] = web.AppKey("meter_proxy", MeterProxy)
+
+
+def setup(app: web.Application, config: Config | str | Path) -> MeterProxy:
+    """Install the metered operations on `app`; `config` is a `Config` or the path of a YAML file.
+
+    Raises ConfigError with every fault in the file. One process per `state_dir`.
+    """
+    if not isinstance(config, Config):
+        config = load_config(Path(config), os.environ)
+    installed = MeterProxy(config)
+    install(app, installed)
+    return installed
+
+
+def install(app: web.Application, installed: MeterProxy) -> None:
+    """Add the routes and the life cycle of `installed` to `app`."""
+    app[METER_PROXY] = installed
+    for prefix in installed.config.path_prefixes:
+        for route in METERED:
+            app.router.add_post(prefix + route.path, partial(_post, route), expect_handler=_expect)
+            app.router.add_options(prefix + route.path, _preflight)
+        for path in (prefix + MODELS, prefix + MODELS + "/{model:.+}"):
+            app.router.add_get(path, _models)
+            app.router.add_options(path, _preflight)
+    app.on_shutdown.append(installed.drain)
+    app.cleanup_ctx.append(installed.running)
+
+
+async def _post(route: Route, request: web.Request) -> web.StreamResponse:
+    return await request.app[METER_PROXY].gateway.post(request, route)
+
+
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    return await request.app[METER_PROXY].gateway.expect(request)
+
+
+async def _models(request: web.Request) -> web.StreamResponse:
+    return await request.app[METER_PROXY].gateway.models(request)
+
+
+async def _preflight(request: web.Request) -> web.StreamResponse:
+    return preflight(request)
