@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from meter_proxy.config.schema import Config
 from meter_proxy.gateway.replies import error
@@ -33,7 +34,7 @@ async def serve_worker(
     connections are accepted.
     """
     runner = web.AppRunner(
-        build_app(MeterProxy(config, index=index, store_url=store_url)),
+        build_app(MeterProxy(config, index=index, workers=config.workers, store_url=store_url)),
         access_log=None,
         handle_signals=False,
         keepalive_timeout=KEEPALIVE_S,
@@ -73,7 +74,7 @@ async def _readyz(request: web.Request) -> web.Response:
 
 
 @web.middleware
-async def _openai_shaped_errors(request: web.Request, handler: web.Handler) -> web.StreamResponse:
+async def _openai_shaped_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPNotFound:

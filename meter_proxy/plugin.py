@@ -31,9 +31,10 @@ EMBEDDED = "embedded"
 class MeterProxy:
     """One installation. `gateway` exists while the application runs."""
 
-    def __init__(self, config: Config, *, index: int = 0, store_url: str | None = None) -> None:
+    def __init__(self, config: Config, *, index: int = 0, workers: int = 1, store_url: str | None = None) -> None:
         self.config = config
-        self.index = index
+        self.index = index  # of this worker among `workers` on one state directory
+        self.workers = workers
         self.store_url = store_url  # None: as configured, and the embedded store is ours to start
         self.stats = WorkerStats()
         self.gateway: Gateway
@@ -51,7 +52,13 @@ class MeterProxy:
             await asyncio.to_thread(embedded.start)
             url = embedded.url
         try:
-            ledger = Ledger(config.state_dir / f"w{self.index}", Store(url))
+            ledger = Ledger(
+                config.state_dir / f"w{self.index}",
+                Store(url),
+                workers=self.workers,
+                configured_models=config.models,
+                usage_retention_s=config.redis.usage_retention_s,
+            )
             await ledger.start()
             self.gateway = Gateway(config, ledger, self.stats)
             try:

@@ -2,11 +2,10 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeAlias
-
-from collections.abc import Iterable
 
 Loc: TypeAlias = tuple[str | int, ...]  # ("keys", 1, "quotas", 0, "per")
 
@@ -31,6 +30,17 @@ class Fault:
         if self.path:
             parts.append(self.path)
         return ": ".join([*parts, self.message])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault before its line is known."""
+
+    loc: Loc
+    message: str
+    because: tuple[Loc, ...] = ()  # what else it rests on: a fault there may be the true one
+    other: Loc | None = None  # the place with which this one collides
+    on_key: bool = False  # the name is wrong, not the value
 
 
 def dotted(loc: Loc) -> str:

@@ -59,9 +59,11 @@ def read(text: str) -> Document:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as exc:
-        at = exc.problem_mark or exc.context_mark
+        line, column = _mark(exc.problem_mark) if exc.problem_mark else (1, 1)
         problem = ", ".join(part for part in (exc.context, exc.problem) if part)
-        raise Unreadable(_mark(at) if at else (1, 1), f"not YAML: {problem}") from exc
+        if "${" in "".join(text.splitlines()[line - 1 : line]):
+            problem += "; inside { } or [ ] put ${VAR} in quotes"
+        raise Unreadable((line, column), f"not YAML: {problem}") from exc
     except yaml.reader.ReaderError as exc:
         before = text[: exc.position]
         mark = (before.count("\n") + 1, len(before) - before.rfind("\n"))

@@ -63,12 +63,14 @@ def base_url(value: Any) -> str:
 
 
 def with_default_path(url: str) -> str:
-    """`http://host:8000` as people type it on a command line means `http://host:8000/v1`."""
+    """`http://host:8000`, as people type it on a command line, means `http://host:8000/v1`."""
     try:
         parts = urlsplit(url)
     except ValueError:
-        return url
-    return f"{url.rstrip('/')}/v1" if parts.netloc and parts.path in ("", "/") and url == parts.geturl() else url
+        return url  # base_url() says what is wrong with it
+    if parts.netloc and parts.path in ("", "/") and not parts.query and not parts.fragment:
+        return f"{url.rstrip('/')}/v1"
+    return url
 
 
 def store_url(value: Any) -> str:

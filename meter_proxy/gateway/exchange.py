@@ -25,7 +25,7 @@ from meter_proxy.gateway.relay import Relay
 from meter_proxy.gateway.replies import cors_headers, upstream_error
 from meter_proxy.gateway.settlement import make_record
 from meter_proxy.gateway.upstream import UpstreamConnection, UpstreamPool
-from meter_proxy.metering.injection import Hidden, RunningUsage, rewrite_body
+from meter_proxy.metering.injection import NOTHING_HIDDEN, RunningUsage, rewrite_body
 from meter_proxy.metering.meter import Meter, meter_for
 from meter_proxy.usage import Operation, Outcome, UsageRecord
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from meter_proxy.gateway.gateway import Gateway
 
 SKIP_REFUSAL_S = 1.0  # a refused injection: for this long its body may pass, to keep the connection
-NOTHING_HIDDEN = Hidden(usage_event=False, running_usage=False)
 
 
 class Exchange:

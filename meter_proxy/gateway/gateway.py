@@ -43,7 +43,7 @@ class Gateway:
         self.refusals = InjectionRefusals(time.monotonic)
         self.draining = False
         self._inbound = Inbound(config)
-        self._exchanges: set[Exchange] = set()
+        self.in_flight: set[Exchange] = set()
         self._all_settled = asyncio.Event()
 
     async def post(self, request: web.Request, route: Route) -> web.StreamResponse:
@@ -68,7 +68,7 @@ class Gateway:
             caller, route.operation, route.path, asked, resolved, body, headers, request.headers.get("X-Request-Id")
         )
         exchange = Exchange(self, call, request, f"req_{secrets.token_hex(12)}")
-        self._exchanges.add(exchange)
+        self.in_flight.add(exchange)
         self.stats.inflight_add(model, 1)
         return await exchange.run()
 
@@ -80,14 +80,14 @@ class Gateway:
 
     def settled(self, exchange: Exchange, record: UsageRecord) -> None:
         """The one call at the end of every exchange: the record is written, the counters are moved."""
-        self._exchanges.discard(exchange)
+        self.in_flight.discard(exchange)
         self.ledger.settle(record)
         self.stats.inflight_add(record.model, -1)
         for reason in exchange.bad_usage:
             self.stats.bad_usage(reason)
         if exchange.relay.client_lost and exchange.relay.finished_at_loss:
             self.stats.disconnected(record.model, "after_finish")
-        if not self._exchanges:
+        if not self.in_flight:
             self._all_settled.set()
 
     async def expect(self, request: web.Request) -> web.StreamResponse | None:
@@ -140,7 +140,7 @@ class Gateway:
         """Take no new work; wait for what is in flight; cut what is left after `timeout_s`, and bill it."""
         self.draining = True
         if not await self._wait_settled(timeout_s):
-            for exchange in list(self._exchanges):
+            for exchange in list(self.in_flight):
                 exchange.cut_off()
             await self._wait_settled(CUT_WITHIN_S)
         for pool in self.pools.values():
@@ -148,7 +148,7 @@ class Gateway:
 
     async def _wait_settled(self, timeout_s: float) -> bool:
         self._all_settled.clear()
-        if not self._exchanges:
+        if not self.in_flight:
             return True
         try:
             async with asyncio.timeout(timeout_s):

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from meter_proxy.metering.meter import Reading
-from meter_proxy.metering.pricing import cost_nano_usd
-from meter_proxy.usage import NO_USAGE, Basis, Outcome, UsageRecord
+from meter_proxy.metering.pricing import TokenPrice, cost_nano_usd
+from meter_proxy.usage import NO_USAGE, Basis, Outcome, Usage, UsageRecord
 
 if TYPE_CHECKING:
     from meter_proxy.gateway.exchange import Exchange
@@ -18,17 +18,14 @@ NOTHING_SEEN = Reading(usage=NO_USAGE, basis=Basis.NONE, input_basis=None)
 
 
 class Bill(NamedTuple):
-    """The billed figures of one exchange, and how we know them."""
+    """The billed counts of one exchange (no None where it counts), and how we know them."""
 
-    input_tokens: int
-    cached_input_tokens: int | None
-    output_tokens: int
-    reasoning_tokens: int | None
+    usage: Usage
     input_basis: Basis
     basis: Basis
 
 
-NOTHING = Bill(0, None, 0, None, Basis.NONE, Basis.NONE)
+NOTHING = Bill(Usage(input_tokens=0, output_tokens=0), Basis.NONE, Basis.NONE)
 
 
 def bill(reading: Reading, outcome: Outcome, *, input_text_bytes: int, prompt_always: bool) -> Bill:
@@ -36,29 +33,29 @@ def bill(reading: Reading, outcome: Outcome, *, input_text_bytes: int, prompt_al
 
     `prompt_always`: `bill_prompt: always`, the input is billed though no token was generated.
     """
-    usage = reading.usage
-    output_tokens = usage.output_tokens or 0
+    seen = reading.usage
+    output_tokens = seen.output_tokens or 0
     interrupted_before_first_token = not output_tokens and outcome is not Outcome.COMPLETED
     if outcome is Outcome.CLIENT_ERROR or (interrupted_before_first_token and not prompt_always):
         return NOTHING
-    if usage.input_tokens is not None and reading.input_basis is not None:
-        input_tokens, input_basis = usage.input_tokens, reading.input_basis
+    if seen.input_tokens is not None and reading.input_basis is not None:
+        input_tokens, input_basis = seen.input_tokens, reading.input_basis
     else:
         input_tokens, input_basis = -(-input_text_bytes // BYTES_PER_TOKEN), Basis.ESTIMATED
-    return Bill(
-        input_tokens,
-        usage.cached_input_tokens,
-        output_tokens,
-        usage.reasoning_tokens,
-        input_basis,
-        Basis.NONE if interrupted_before_first_token else reading.basis,
+    usage = Usage(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cached_input_tokens=seen.cached_input_tokens,
+        reasoning_tokens=seen.reasoning_tokens,
     )
+    return Bill(usage, input_basis, Basis.NONE if interrupted_before_first_token else reading.basis)
 
 
 def make_record(exchange: "Exchange", *, now: float) -> UsageRecord:
     """The record of `exchange` as if it ended at `now` (the event loop's clock, seconds)."""
     call, relay, outcome = exchange.call, exchange.relay, exchange.outcome
-    meter = relay.meter
+    meter, price = relay.meter, call.model.price
+    billed = NOTHING
     if exchange.reached_upstream:
         billed = bill(
             meter.usage_so_far() if meter is not None else NOTHING_SEEN,
@@ -66,36 +63,35 @@ def make_record(exchange: "Exchange", *, now: float) -> UsageRecord:
             input_text_bytes=call.asked.input_text_bytes,
             prompt_always=exchange.bills_prompt_always,
         )
-    else:
-        billed = NOTHING
-    price = call.model.price
-    first_token_at = relay.first_token_at
+    usage = billed.usage
     return UsageRecord(
         id=exchange.id,
         time=rfc3339(exchange.admitted_at),
         key=call.caller.key_id,
         account=call.caller.account,
         model=call.asked.model,
-        upstream_model=call.model.upstream_model or call.asked.model,
+        upstream_model=call.model.upstream_model,
         response_model=meter.response_model if meter is not None else None,
         upstream=exchange.upstream,
         operation=call.operation,
         stream=call.asked.stream,
-        input_tokens=billed.input_tokens,
-        cached_input_tokens=billed.cached_input_tokens,
-        output_tokens=billed.output_tokens,
-        reasoning_tokens=billed.reasoning_tokens,
-        cost_nano_usd=cost_nano_usd(
-            price, billed.input_tokens, billed.cached_input_tokens or 0, billed.output_tokens
-        ) if price is not None else 0,
+        input_tokens=usage.input_tokens or 0,
+        cached_input_tokens=usage.cached_input_tokens,
+        output_tokens=usage.output_tokens or 0,
+        reasoning_tokens=usage.reasoning_tokens,
+        cost_nano_usd=cost_nano_usd(usage, TokenPrice(price.input, price.output, price.cached_input)) if price else 0,
         input_basis=billed.input_basis,
         basis=billed.basis,
         outcome=outcome,
         status=exchange.status,
-        ttft_ms=None if first_token_at is None else round((first_token_at - exchange.began_at) * 1e3, 3),
+        ttft_ms=_ms(exchange.began_at, relay.first_token_at),
         duration_ms=round((now - exchange.began_at) * 1e3, 3),
         client_request_id=call.client_request_id,
     )
+
+
+def _ms(since: float, at: float | None) -> float | None:
+    return None if at is None else round((at - since) * 1e3, 3)
 
 
 def rfc3339(at: float) -> str:

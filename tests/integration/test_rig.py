@@ -92,12 +92,13 @@ async def test_the_upstream_sees_how_the_client_hung_up(how: str) -> None:
 
 
 async def test_client_fin_is_not_a_reset_although_bytes_were_unread() -> None:
-    """close_fin() sends FIN even when an event lies unread in the socket."""
-    async with ScriptedUpstream(harms.StallsAfter(EVENTS)) as upstream, await RawClient.connect(upstream.url) as client:
-        response = await client.request("POST", CHAT, {})
-        await response.next_event()
-        client.close_fin()
+    """close_fin() sends FIN even when bytes lie unread in the socket."""
+    big = answers.chat_event("x" * 70_000)  # more than one read takes
+    async with ScriptedUpstream(harms.StallsAfter([big])) as upstream, await RawClient.connect(upstream.url) as client:
+        await client.request("POST", CHAT, {})
         exchange = await upstream.exchange()
+        await until(lambda: exchange.sent_bytes > len(big), "everything sent")
+        client.close_fin()
         await exchange.hung_up()
         assert not exchange.peer_reset
 

@@ -20,6 +20,8 @@ from multidict import CIMultiDict
 from tests.support.waiting import PATIENCE_S
 from tests.support.wire import BrokenOff, Head, MessageReader, end_of_first_event, head_bytes
 
+__all__ = ["BrokenOff", "RawClient", "RawResponse", "request_bytes"]
+
 _STATUS_LINE = re.compile(r"HTTP/1\.[01] (\d{3}) ?(.*)")
 _READ_BYTES = 65536
 

@@ -79,7 +79,7 @@ class Command:
         def look() -> re.Match[str] | None:
             found = pattern.search(self.stdout)
             if found is None and self.exit_code is not None:
-                raise AssertionError(f"ended with {self.exit_code}\n{self.stdout}\n{self.stderr}")
+                raise AssertionError(f"ended with {self.exit_code}")
             return found
 
         try:

@@ -1,0 +1,53 @@
+"""`meter-proxy check-config FILE`: every fault at once, before anybody is served by it."""
+
+import json
+import os
+from collections.abc import Sized
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meter_proxy.config.load import examine
+from meter_proxy.config.schema import Config
+
+
+class Format(StrEnum):
+    """How the result is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def command(
+    file: Annotated[Path, typer.Argument(help="The configuration to check.")],
+    format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
+    allow_anonymous: Annotated[
+        bool, typer.Option("--allow-anonymous", help="As for serve: a public listener without keys is meant.")
+    ] = False,
+) -> None:
+    """Print every fault as `file:line:col: path: message`; exit 0 when there is none, else 2."""
+    config, faults = examine(file, os.environ, allow_anonymous=allow_anonymous)
+    if format is Format.JSON:
+        print(
+            json.dumps({"ok": not faults, "faults": [asdict(fault) for fault in faults]}, ensure_ascii=False, indent=2)
+        )
+    elif config is not None and not faults:
+        print(f"{file}: good: {_found(config)}")
+    else:
+        print(*faults, sep="\n")
+    if faults:
+        raise typer.Exit(2)
+
+
+def _found(config: Config) -> str:
+    sections: dict[str, Sized] = {
+        "upstream": config.upstreams,
+        "model": config.models,
+        "plan": config.plans,
+        "key": config.keys,
+        "account": config.accounts,
+    }
+    return ", ".join(f"{len(section)} {name}{'' if len(section) == 1 else 's'}" for name, section in sections.items())

@@ -1,0 +1,310 @@
+"""`meter-proxy demo`: mock backend, real proxy, six requests over real HTTP, and the bill.
+
+The proxy is `meter-proxy serve` as a child process with a YAML written for the occasion, so that what one
+sees here is what one gets. The mock backend runs in this process and plays vLLM, which counts while it
+streams: the hung-up answer is billed to the token.
+"""
+
+import asyncio
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from meter_proxy.config.secrets import digest
+from meter_proxy.errors import CannotStart, MeterProxyError
+from meter_proxy.mock_backend import MockBackend
+from meter_proxy.tasks import spawn
+
+RATE_TOKENS_PER_S = 100.0  # about what one reads off a fast model
+START_WITHIN_S = 20.0
+BILL_WITHIN_S = 10.0  # records are visible half a second after the settlement
+STOP_WITHIN_S = 10.0
+ANSWER_WITHIN_S = 30.0
+
+KEYS = ("alice", "bob", "ci")
+COLUMNS = ("key", "model", "input", "output", "cost", "basis", "outcome")
+NUMBERS = ("input", "output", "cost")
+CHAT, COMPLETIONS = "chat/completions", "completions"
+
+CONFIGURATION = """\
+# Written by `meter-proxy demo`. All options: `meter-proxy config schema`.
+listen: 127.0.0.1:{public_port}
+admin: 127.0.0.1:{admin_port}
+workers: 2
+state_dir: state
+
+upstreams:
+  mock: {{base_url: "{upstream_url}"}}
+
+models:    # prices in USD per million tokens
+  gpt-4o: {{upstream: mock, name: mock-large, price: {{input: 2.50, cached_input: 1.25, output: 10.00}}}}
+  gpt-4o-mini: {{upstream: mock, name: mock-small, price: {{input: 0.15, cached_input: 0.075, output: 0.60}}}}
+
+keys:
+"""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One request of the demo. `key` None is a wrong key; `hang_up_after` counts events."""
+
+    key: str | None
+    model: str
+    prompt: str
+    path: str = CHAT
+    stream: bool = True
+    hang_up_after: int | None = None
+
+
+SCENES = (
+    Scene("alice", "gpt-4o", "Write a poem about spring"),
+    Scene("alice", "gpt-4o-mini", "Write a long story", hang_up_after=10),
+    Scene("bob", "gpt-4o-mini", "Once upon a time", path=COMPLETIONS),
+    Scene(None, "gpt-4o", "Let me in"),
+    Scene("ci", "gpt-4o", "Is this change good? Answer yes or no", stream=False),
+    Scene("bob", "gpt-4o", "Say it again, in other words"),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the demo plays. `api_keys` maps key ids to their secrets."""
+
+    directory: Path
+    public_url: str
+    admin_url: str
+    api_keys: Mapping[str, str]
+
+    @property
+    def config_path(self) -> Path:
+        """The YAML that the proxy was started with."""
+        return self.directory / "meter-proxy.yaml"
+
+    @property
+    def log_path(self) -> Path:
+        """What the proxy says."""
+        return self.directory / "serve.log"
+
+
+def command(
+    once: Annotated[bool, typer.Option("--once", help="Exit after the bill instead of serving on.")] = False,
+) -> None:
+    """Show it all on this machine: a fake backend, the proxy, six requests, and the bill."""
+    asyncio.run(_demo(once=once))
+
+
+async def _demo(*, once: bool) -> None:
+    """The demo from start to end. SIGINT and SIGTERM end it in good order at any point."""
+    this_task = asyncio.current_task()
+    assert this_task is not None
+    for which in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(which, this_task.cancel)
+    with suppress(asyncio.CancelledError):
+        async with MockBackend(dialect="vllm", rate=RATE_TOKENS_PER_S) as backend:
+            stage = _set_up(backend.url)
+            async with _serving(stage):
+                await _play(stage)
+                if not once:
+                    print("\nServing until Ctrl-C.", flush=True)
+                    await asyncio.Event().wait()
+
+
+def _set_up(upstream_url: str) -> Stage:
+    """A fresh directory with the YAML. It stays when the demo has ended: the books in it can be read on."""
+    directory = Path(tempfile.mkdtemp(prefix="meter-proxy-demo-"))
+    api_keys = {key: f"sk-mp-{key}-{secrets.token_urlsafe(18)}" for key in KEYS}
+    public_port, admin_port = _port(8080), _port(9090)
+    entries = (
+        f'  - {{id: {key}, secret: "{digest(secret.encode())}", quotas: unlimited}}\n'
+        for key, secret in api_keys.items()
+    )
+    stage = Stage(directory, f"http://127.0.0.1:{public_port}", f"http://127.0.0.1:{admin_port}", api_keys)
+    configuration = CONFIGURATION.format(public_port=public_port, admin_port=admin_port, upstream_url=upstream_url)
+    stage.config_path.write_text(configuration + "".join(entries))
+    return stage
+
+
+def _port(wanted: int) -> int:
+    """`wanted` if it is free, else any free port."""
+    for port in (wanted, 0):
+        with socket.socket() as sock, suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else TIME_WAIT of the last demo is in use
+            sock.bind(("127.0.0.1", port))
+            free: int = sock.getsockname()[1]
+            return free
+    raise CannotStart("no free port on 127.0.0.1")
+
+
+@asynccontextmanager
+async def _serving(stage: Stage) -> AsyncIterator[None]:
+    """The proxy, from its ready line to its end. Raises CannotStart with its last words."""
+    with stage.log_path.open("wb") as log:
+        proxy = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "meter_proxy", "serve", str(stage.config_path)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is ours; the proxy gets a SIGTERM when we are done with it
+        )
+    assert proxy.stdout is not None
+    try:
+        try:
+            async with asyncio.timeout(START_WITHIN_S):
+                ready = await proxy.stdout.readline()
+        except TimeoutError as exc:
+            raise CannotStart(f"the proxy was not ready after {START_WITHIN_S:g} s; see {stage.log_path}") from exc
+        if not ready:
+            words = stage.log_path.read_text(errors="replace").strip().splitlines()
+            raise CannotStart(f"the proxy did not start: {words[-1] if words else 'it said nothing'}")
+        print(ready.decode().strip(), flush=True)
+        spawn(proxy.communicate(), name="demo: read what the proxy prints")
+        yield
+    finally:
+        await _stop(proxy)
+
+
+async def _stop(proxy: asyncio.subprocess.Process) -> None:
+    """SIGTERM, then SIGKILL."""
+    with suppress(ProcessLookupError):
+        proxy.terminate()
+    try:
+        async with asyncio.timeout(STOP_WITHIN_S):
+            await proxy.wait()
+    except TimeoutError:
+        proxy.kill()
+        await proxy.wait()
+
+
+async def _play(stage: Stage) -> None:
+    """Send the six requests, wait for their records, print the bill and where to look next."""
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)) as session:
+            for number, scene in enumerate(SCENES, 1):
+                print(f"{number}. {await _perform(session, stage, number, scene)}", flush=True)
+            records = await _records(session, stage)
+    except (aiohttp.ClientError, TimeoutError) as exc:
+        raise MeterProxyError(f"the demo's proxy failed: {exc or 'it took too long'}; see {stage.log_path}") from exc
+    _print_bill(records)
+    _print_ways_on(stage)
+
+
+async def _perform(session: aiohttp.ClientSession, stage: Stage, number: int, scene: Scene) -> str:
+    """Send one request as its scene says; what happened, in one line."""
+    body: dict[str, Any] = {"model": scene.model, "stream": scene.stream}
+    if scene.path == CHAT:
+        body["messages"] = [{"role": "user", "content": scene.prompt}]
+    else:
+        body["prompt"] = scene.prompt
+    if scene.hang_up_after is not None:
+        body["max_tokens"] = 500
+    secret = stage.api_keys[scene.key] if scene.key is not None else "sk-wrong"
+    headers = {"Authorization": f"Bearer {secret}", "X-Request-Id": _request_id(number)}
+    who = f"{scene.key or 'a wrong key'} asks {scene.model}"
+    expected_status = 401 if scene.key is None else 200
+    async with session.post(f"{stage.public_url}/v1/{scene.path}", json=body, headers=headers) as response:
+        if response.status != expected_status:
+            raise MeterProxyError(f"{who}: HTTP {response.status} instead of {expected_status}; see {stage.log_path}")
+        if response.status == 401:
+            return f"{who}: refused with 401"
+        if not scene.stream:
+            await response.read()
+            return f"{who}: a plain answer"
+        events = 0
+        async for line in response.content:
+            events += line.startswith(b"data:")
+            if events == scene.hang_up_after:
+                response.close()  # the connection, as a browser tab does
+                return f"{who}: the client hung up after {events} events"
+        return f"{who}: a stream of {events} events"
+
+
+async def _records(session: aiohttp.ClientSession, stage: Stage) -> list[dict[str, Any]]:
+    """The usage records of the admitted scenes, once all are visible, in the order of the scenes."""
+    wanted = [_request_id(number) for number, scene in enumerate(SCENES, 1) if scene.key is not None]
+    async with asyncio.timeout(BILL_WITHIN_S):
+        while True:
+            async with session.get(f"{stage.admin_url}/api/records", params={"limit": "100"}) as response:
+                response.raise_for_status()
+                found = {record["client_request_id"]: record for record in (await response.json())["data"]}
+            if all(request_id in found for request_id in wanted):
+                return [found[request_id] for request_id in wanted]
+            await asyncio.sleep(0.05)
+
+
+def _request_id(number: int) -> str:
+    return f"demo-{number}"
+
+
+def _print_bill(records: list[dict[str, Any]]) -> None:
+    """The bill: a row per request, those refused included, and a total."""
+    table = Table(title="\nThe bill", title_justify="left", title_style="bold", show_footer=True)
+    totals = {
+        "key": "total",
+        "input": str(sum(record["input_tokens"] for record in records)),
+        "output": str(sum(record["output_tokens"] for record in records)),
+        "cost": _usd(sum(record["cost_nano_usd"] for record in records)),
+    }
+    for name in COLUMNS:
+        table.add_column(name, footer=totals.get(name, ""), justify="right" if name in NUMBERS else "left")
+    remaining = iter(records)
+    for scene in SCENES:
+        if scene.key is None:  # no record is made of a refusal; it stands in meter_proxy_requests_total
+            table.add_row("unknown", scene.model, "0", "0", _usd(0), "none", "denied")
+            continue
+        record = next(remaining)
+        table.add_row(
+            record["key"],
+            record["model"],
+            str(record["input_tokens"]),
+            str(record["output_tokens"]),
+            _usd(record["cost_nano_usd"]),
+            record["basis"],
+            record["outcome"],
+        )
+    Console().print(table)
+
+
+def _usd(nano_usd: int) -> str:
+    """Exact: a nano-dollar is the last digit."""
+    return f"${Decimal(nano_usd).scaleb(-9):.9f}"
+
+
+def _print_ways_on(stage: Stage) -> None:
+    """Where to look next; each line can be copied as it is."""
+    body = '{"model": "gpt-4o", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'
+    curl = [
+        *("curl", "-N", f"{stage.public_url}/v1/{CHAT}"),
+        *("-H", f"Authorization: Bearer {stage.api_keys['alice']}"),
+        *("-H", "Content-Type: application/json"),
+        *("-d", body),
+    ]
+    usage = [*_our_command(), "usage", str(stage.config_path)]
+    print(f"metrics        {stage.admin_url}/metrics")
+    print(f"records        {stage.admin_url}/api/records")
+    print(f"totals         {shlex.join(usage)}")
+    print(f"configuration  {stage.config_path}")
+    print(f"try            {shlex.join(curl)}", flush=True)
+
+
+def _our_command() -> list[str]:
+    """How this program can be started again from a shell here."""
+    started_as = sys.argv[0]
+    if Path(started_as).name != "meter-proxy":
+        return [sys.executable, "-m", "meter_proxy"]
+    on_path = shutil.which("meter-proxy")
+    return ["meter-proxy"] if on_path and Path(on_path).samefile(started_as) else [started_as]

@@ -1,0 +1,46 @@
+"""`meter-proxy keys create` and `keys hash`: secrets for callers, and their digests for the YAML."""
+
+import json
+import secrets as random_source
+import sys
+from typing import Annotated
+
+import typer
+
+from meter_proxy.config import values
+from meter_proxy.config.secrets import digest
+
+SECRET_BYTES = 32  # as much chance as the digest holds
+
+app = typer.Typer(help="Make keys for callers.", no_args_is_help=True)
+
+
+@app.command("create")
+def create(
+    id: Annotated[str, typer.Option("--id", help="The key's public name, in bills and metrics.")],
+    prefix: Annotated[str, typer.Option(help="What the secret begins with.")] = "sk-mp-",
+) -> None:
+    """Print a new secret, once, and the entry for `keys:` in the YAML. The secret is kept nowhere."""
+    try:
+        values.identifier(id)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--id") from None
+    if not prefix.isascii() or not prefix.isprintable() or " " in prefix:
+        raise typer.BadParameter("must be printable ASCII without blanks", param_hint="--prefix")
+    secret = prefix + random_source.token_urlsafe(SECRET_BYTES)
+    print(f"Secret, for the caller; it is shown only now:\n\n  {secret}\n")
+    print("Entry under `keys:` in the configuration:\n")
+    print(f"  - id: {json.dumps(id)}")
+    print(f"    secret: {digest(secret.encode())}")
+    print("    quotas: unlimited    # or a plan, or rules")
+
+
+@app.command("hash")
+def hash_secret() -> None:
+    """Print the digest of the secret on stdin, as the YAML takes it. One line end after it is not part of it."""
+    secret = sys.stdin.buffer.read()
+    secret = secret.removesuffix(b"\n").removesuffix(b"\r")
+    if not secret:
+        print("meter-proxy: no secret on stdin", file=sys.stderr)
+        raise typer.Exit(2)
+    print(digest(secret))

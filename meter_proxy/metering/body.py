@@ -1,0 +1,97 @@
+"""BodyMeter: an answer that is one JSON document, metered when it is whole. NullMeter: one that bills nothing."""
+
+from meter_proxy.metering.dialects import DIALECTS
+from meter_proxy.metering.dialects.counts import Fault
+from meter_proxy.metering.dialects.wire import read_answer
+from meter_proxy.metering.request import Asked
+from meter_proxy.metering.tally import NOTHING, Reading, Tally
+from meter_proxy.usage import Operation
+
+MAX_BODY_BYTES = 64 * 1024 * 1024  # 1,000 embeddings of 3,072 floats, printed, are about 60 MiB
+
+
+class BodyMeter:
+    """Forwards a body as it comes, and reads a copy of it at `finish`: before that nothing is known.
+
+    Generated text without a usable usage counts as one content event. An error in a 200 bills nothing.
+    """
+
+    def __init__(self, operation: Operation, *, asked: Asked) -> None:
+        self.content_events = 0
+        self.finished = False
+        self.done = False
+        self.failed = False
+        self.response_model: str | None = None
+        self.bad_usage: list[str] = []
+        self._dialect = DIALECTS[operation]
+        self._tally = Tally(self._dialect, asked.choices, asked.prompts, self.bad_usage)
+        self._parts: list[bytes] = []
+        self._size_bytes = 0
+        self._closed = False
+
+    def feed(self, data: bytes) -> bytes:
+        """`data` itself."""
+        self._size_bytes += len(data)
+        if self._size_bytes <= MAX_BODY_BYTES:
+            self._parts.append(data)
+        else:
+            self._parts.clear()
+        return data
+
+    def finish(self) -> bytes:
+        """The upstream ended the body: read it. Nothing was held."""
+        if self._closed:
+            return b""
+        self._closed = True
+        if self._size_bytes > MAX_BODY_BYTES:
+            self.bad_usage.append(Fault.BODY_TOO_BIG)
+            return b""
+        body = b"".join(self._parts)
+        self._parts.clear()
+        self._read(body)
+        return b""
+
+    def usage_so_far(self) -> Reading:
+        """The usage in the body; nothing before `finish`."""
+        return self._tally.reading(content_events=self.content_events, ended=self.done)
+
+    def _read(self, body: bytes) -> None:
+        answer = read_answer(body)
+        if answer is None:
+            if body.strip():
+                self.bad_usage.append(Fault.UNREADABLE)
+            return
+        self.done = True
+        self.response_model = answer.model or None
+        self.failed = answer.is_error
+        self.finished = not self.failed
+        if self.failed:
+            return
+        has_content = any(self._dialect.has_content(choice) for choice in answer.choices or ())
+        self.content_events = int(has_content)
+        self._tally.note(answer, content_events=self.content_events, has_content=has_content, finished=True)
+        self._tally.close(content_events=self.content_events, generated=has_content or answer.has_embeddings)
+
+
+class NullMeter:
+    """An answer that bills nothing: an error status. Forwards everything."""
+
+    def __init__(self) -> None:
+        self.content_events = 0
+        self.finished = False
+        self.done = False
+        self.failed = False  # the status says it all
+        self.response_model: str | None = None
+        self.bad_usage: list[str] = []
+
+    def feed(self, data: bytes) -> bytes:
+        """`data` itself."""
+        return data
+
+    def finish(self) -> bytes:
+        """Nothing was held."""
+        return b""
+
+    def usage_so_far(self) -> Reading:
+        """Nothing."""
+        return NOTHING

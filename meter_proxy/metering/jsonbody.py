@@ -1,0 +1,84 @@
+"""Members of a JSON object, found in place, so that its bytes can be edited without encoding it anew.
+
+The walking is done by the decoder: it yields each value's own bytes, and the next value in the text must be just
+these. Costs about 1 ms per MiB, whatever the values hold. All functions expect UTF-8 and take RFC 8259 strictly.
+"""
+
+import re
+from itertools import accumulate
+from typing import NamedTuple
+
+import msgspec
+
+MAX_DEPTH = 128
+
+_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_name = msgspec.json.Decoder(str).decode
+_KEY = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*+")[ \t\r\n]*:[ \t\r\n]*')
+_COMMA = re.compile(rb"[ \t\r\n]*,")
+_COMMA_BEFORE = re.compile(rb",[ \t\r\n]*\Z")
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+
+class Member(NamedTuple):
+    """One member of an object: its name, and offsets into the text."""
+
+    name: str
+    start: int  # of the quoted name
+    value_start: int
+    value_end: int
+
+
+class DuplicateKey(ValueError):
+    """An object holds the same key twice: readers disagree about which one counts."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"duplicate key {name!r}")
+        self.name = name
+
+
+def members(text: bytes) -> list[Member]:
+    """The members of the object that `text` is, in order.
+
+    Raises DuplicateKey; msgspec.DecodeError, UnicodeDecodeError or RecursionError if it is no JSON object.
+    """
+    values = _decode_raw(text)
+    found: list[Member] = []
+    seen: set[str] = set()
+    position = text.index(b"{") + 1
+    for _ in values:
+        key = _KEY.match(text, position)
+        assert key is not None  # the decoder has read it
+        name = _decode_name(key[1])
+        value = bytes(values[name])
+        member = Member(name, key.start(1), key.end(), key.end() + len(value))
+        if name in seen or not text.startswith(value, member.value_start):
+            raise DuplicateKey(name)
+        seen.add(name)
+        found.append(member)
+        comma = _COMMA.match(text, member.value_end)
+        position = comma.end() if comma is not None else -1
+    if found and position >= 0:  # more members in the text than keys
+        key = _KEY.match(text, position)
+        raise DuplicateKey(_decode_name(key[1]) if key is not None else found[-1].name)
+    return found
+
+
+def with_comma(text: bytes, member: Member) -> tuple[int, int]:
+    """The span to cut out of `text` so that `member` is gone: with the comma before it, else the one after it."""
+    before = _COMMA_BEFORE.search(text, 0, member.start)
+    if before is not None:
+        return before.start(), member.value_end
+    after = _COMMA.match(text, member.value_end)
+    return member.start, member.value_end if after is None else after.end()
+
+
+def is_too_deep(text: bytes) -> bool:
+    """True if valid JSON nests deeper than MAX_DEPTH. Strings are left out of the count."""
+    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+        return False
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside_strings = b"".join(text.translate(None, _NOT_STRUCTURE).split(b'"')[::2])
+    return max(accumulate(map(_STEP.__getitem__, outside_strings)), default=0) > MAX_DEPTH

@@ -1,0 +1,182 @@
+"""StreamMeter: an answer of Server-Sent Events, metered as it passes.
+
+Invariants:
+- what goes out is what came in, less what `Hidden` says; without anything to hide, every feed returns its argument;
+- nothing is held back but one unfinished event, and only when something may have to be taken out of it;
+- an event is counted before it is handed out: who is killed in between has not given tokens away;
+- nothing after `[DONE]` is billed or changed;
+- any cutting of the same bytes gives the same pieces, counts and faults.
+"""
+
+from meter_proxy.metering import sse
+from meter_proxy.metering.dialects import DIALECTS
+from meter_proxy.metering.dialects.counts import Fault
+from meter_proxy.metering.dialects.wire import Answer, Choice, read_answer
+from meter_proxy.metering.injection import Hidden, without_usage
+from meter_proxy.metering.request import Asked
+from meter_proxy.metering.tally import Reading, Tally
+from meter_proxy.metering.template import NO_TEMPLATE, learn
+from meter_proxy.usage import Operation
+
+_DONE = b"[DONE]"
+_MOST_PATIENT = 1024  # learning costs some 30 parsed events, and is wasted on a stream that never repeats itself
+
+
+class StreamMeter:
+    """Meters one stream. `feed` every read in order, `finish` at its end; `usage_so_far` at any moment."""
+
+    def __init__(self, operation: Operation, *, asked: Asked, hidden: Hidden, max_event_bytes: int) -> None:
+        self.content_events = 0
+        self.done = False
+        self.failed = False
+        self.response_model: str | None = None
+        self.bad_usage: list[str] = []
+        self._dialect = DIALECTS[operation]
+        self._choices = asked.choices
+        self._hidden = hidden
+        self._hides = hidden.usage_event or hidden.running_usage
+        self._framer = sse.Framer(max_event_bytes)
+        self._tally = Tally(self._dialect, asked.choices, asked.prompts, self.bad_usage)
+        self._finished_choices: set[int] = set()
+        self._closed = False
+        self._between_events = False
+        self._likely = NO_TEMPLATE
+        self._other = NO_TEMPLATE  # a second one: reasoning and content, or two choices
+        self._learned_at = 0  # content events
+        self._unknown = 0  # plain content events parsed since then
+        self._patience = 1  # that many of them make it worth while to learn again
+
+    @property
+    def finished(self) -> bool:
+        """Every choice asked for has its finish reason."""
+        return len(self._finished_choices) >= self._choices
+
+    def feed(self, data: bytes) -> bytes:
+        """What the client gets now for what the upstream sent; cut anywhere. `data` itself if nothing changes."""
+        if self._between_events and data.endswith(b"\n\n") and self._likely.holds(data[:-2]):
+            self.content_events += 1
+            return data
+        if self.done:
+            return data
+        return self._feed(data)
+
+    def finish(self) -> bytes:
+        """The stream ended: what is still held, an event without its blank line. It counts if it is whole.
+
+        A usage event to be taken out is taken out here too; anything else goes out as it came.
+        """
+        if self._closed:
+            return b""
+        self._closed = True
+        rest = b"" if self.done else self._framer.rest()
+        text = rest.rstrip(b"\r\n")
+        kept = self._meter(rest, text) if text else rest
+        if self.done or self.finished:
+            self._tally.close(content_events=self.content_events, generated=self.content_events > 0)
+        return kept if self._hides else b""
+
+    def usage_so_far(self) -> Reading:
+        """The usage of everything fed so far, and how we know."""
+        return self._tally.reading(content_events=self.content_events, ended=self.done)
+
+    def _feed(self, data: bytes) -> bytes:
+        out: list[bytes] = []
+        kept = b""
+        for raw, text in self._framer.push(data):
+            kept = raw if text is None or self.done else self._meter(raw, text)
+            out.append(kept)
+        self._between_events = self._framer.is_between_events and not self.done
+        if not self._hides:
+            return data
+        if self.done:
+            out.append(self._framer.rest())
+        elif out and not kept:
+            self._framer.drop_rest_of_line_end()
+        now = b"".join(out)
+        return data if now == data else now
+
+    def _meter(self, raw: bytes, text: bytes) -> bytes:
+        """Count one event; returns what of its bytes the client gets."""
+        answer = self._read(text)
+        if answer is None or not self._hides or not isinstance(answer.usage, dict):
+            return raw
+        if answer.choices:
+            return without_usage(text) + raw[len(text) :] if self._hidden.running_usage else raw
+        if answer.choices is not None and self._hidden.usage_event:
+            return b""
+        return raw
+
+    def _read(self, text: bytes) -> Answer | None:
+        """Count one event; None if it has no usage or was not worth parsing."""
+        if self._likely.holds(text):
+            self.content_events += 1
+            return None
+        if self._other.holds(text):
+            self._likely, self._other = self._other, self._likely
+            self.content_events += 1
+            return None
+        if text == sse.TOO_BIG:
+            self.content_events += 1
+            if Fault.EVENT_TOO_BIG not in self.bad_usage:
+                self.bad_usage.append(Fault.EVENT_TOO_BIG)
+            return None
+        name, payload = sse.parse(text)
+        payload = payload.strip(b" \t")
+        if payload == _DONE:
+            self.done = True
+            return None
+        answer = read_answer(payload) if payload else None
+        if name == b"error" or (answer is not None and answer.is_error):
+            self.failed = True
+        if answer is not None:
+            self._count(answer, text)
+        return answer
+
+    def _count(self, answer: Answer, text: bytes) -> None:
+        self.response_model = self.response_model or answer.model or None
+        has_content = False
+        for place, choice in enumerate(answer.choices or ()):
+            has_content = has_content or self._has_content(choice)
+            if choice.finish_reason:
+                self._finished_choices.add(place if choice.index is None else choice.index)
+                self.failed = self.failed or choice.finish_reason == "error"
+        self.content_events += has_content
+        self._tally.note(answer, content_events=self.content_events, has_content=has_content, finished=self.finished)
+        if has_content and _is_plain(answer, text):
+            self._learn(text)
+
+    def _has_content(self, choice: Choice) -> bool:
+        if choice.delta is None and choice.message is not None and self.content_events:
+            return False  # the whole message once more, at the end (MiniMax)
+        return self._dialect.has_content(choice)
+
+    def _learn(self, text: bytes) -> None:
+        """Know the next event like this one by its bytes; tried ever less often where no two are alike."""
+        self._unknown += 1
+        if self._unknown < self._patience:
+            return
+        known = self.content_events - self._learned_at - self._unknown
+        self._patience = 1 if known > self._unknown else min(2 * self._patience, _MOST_PATIENT)
+        self._learned_at = self.content_events
+        self._unknown = 0
+        template = learn(text, self._dialect.spoken_at)
+        if template is not None:
+            self._likely, self._other = template, self._likely
+
+
+def _is_plain(answer: Answer, text: bytes) -> bool:
+    """One choice, its text, and nothing that a meter must read."""
+    if answer.choices is None or len(answer.choices) != 1 or not sse.is_single_line(text):
+        return False
+    choice = answer.choices[0]
+    return (
+        choice.finish_reason in (None, "")
+        and choice.message is None
+        and choice.usage is None
+        and choice.token_ids is None
+        and answer.usage is None
+        and answer.error is None
+        and answer.timings is None
+        and answer.x_groq is None
+        and answer.base_resp is None
+    )

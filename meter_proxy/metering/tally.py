@@ -1,0 +1,210 @@
+"""Everything an answer said about its tokens, as one Reading that is right at any moment.
+
+Three kinds of evidence, the best wins: the usage an answer ends with (REPORTED), the latest running count of a
+stream (RUNNING), one token per content event (COUNTED). The last usage that is no placeholder wins, never a sum,
+except where several choices are counted separately:
+
+- llama.cpp sends one usage-only event per choice: their outputs are summed, and trusted once every choice finished;
+- running counts of vLLM, SGLang, TensorRT-LLM and llama.cpp are per choice. Other servers count all choices in one.
+  Which it is shows as soon as a content event of another choice does not raise the count; until then the last wins.
+
+A running count that is older than the last content event is continued with one per content event since, so that
+a reading never falls below what the wire shows. One of 0 after a content event is not counting, and not believed.
+"""
+
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from meter_proxy.metering.dialects import Dialect
+from meter_proxy.metering.dialects.counts import Counts, Fault, final_usage, read_timings, read_usage, running_usage
+from meter_proxy.metering.dialects.wire import Answer
+from meter_proxy.usage import NO_USAGE, Basis, Usage
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """Usage so far, and how we know. `output_tokens` is an int unless the basis is NONE.
+
+    `basis` (of the output) is REPORTED, RUNNING, COUNTED or NONE; `input_basis` is REPORTED or RUNNING, or None
+    when the input is not on the wire.
+    """
+
+    usage: Usage
+    basis: Basis
+    input_basis: Basis | None
+
+
+NOTHING = Reading(NO_USAGE, Basis.NONE, None)
+
+
+class Tally:
+    """Collects the counts of one answer. `choices` is what was asked for: n x `prompts`.
+
+    Odd usages are appended to `faults`, each reason once.
+    """
+
+    def __init__(self, dialect: Dialect, choices: int, prompts: int, faults: list[str]) -> None:
+        self._dialect = dialect
+        self._choices = choices
+        self._choices_per_prompt = choices // prompts
+        self._faults = faults
+        self._latest: Counts | None = None
+        self._trust = _Trust.RUNNING  # in the output of `_latest`
+        self._content_at_latest = 0  # content events up to and with the one that carried it
+        self._saw_zero = False
+        self._zero_is_final = False
+        self._usage_only: list[Counts] = []  # several choices: one each, at llama.cpp
+        self._by_choice: dict[int, Counts] = {}
+        self._previous_choice = -1
+        self._counts_each_choice = False  # proven by the wire
+        self._token_ids = 0
+
+    def note(self, answer: Answer, *, content_events: int, has_content: bool, finished: bool) -> None:
+        """Take what one event (or a body) says. `content_events` and `finished` are as of after it."""
+        counts = self._usage_in(answer)
+        usage_only = not answer.choices
+        if counts is None:
+            counts = self._token_ids_in(answer)
+            trust = _Trust.RUNNING
+        elif counts.is_zero:
+            self._saw_zero = True
+            self._zero_is_final = self._zero_is_final or usage_only or finished
+            return
+        elif usage_only:
+            trust = _Trust.FINAL if finished or self._choices == 1 else _Trust.PARTIAL
+            if self._choices > 1:
+                self._usage_only.append(counts)
+                counts = _sum(self._usage_only, one_prompt=self._choices_per_prompt > 1)
+        else:
+            trust = _Trust.FINAL if finished else _Trust.RUNNING
+            if self._choices > 1:
+                counts = self._with_other_choices(answer, counts, has_content)
+        if counts is not None:
+            self._latest = counts
+            self._trust = trust
+            self._content_at_latest = content_events
+
+    def reading(self, *, content_events: int, ended: bool) -> Reading:
+        """Usage so far. `ended`: the answer is complete, so that its last usage is its final one."""
+        latest = self._latest
+        if latest is None:
+            if self._zero_is_final and content_events == 0:
+                return Reading(Usage(0, 0), Basis.REPORTED, Basis.REPORTED)
+            return _counted(NO_USAGE, None, content_events)
+        since = content_events - self._content_at_latest
+        if since == 0 and (self._trust is _Trust.FINAL or (ended and not self._token_ids)):
+            usage, _ = final_usage(latest, self._dialect.absent_output)
+            basis = Basis.REPORTED
+        else:
+            usage = running_usage(latest)
+            basis = Basis.RUNNING
+        input_basis = None if usage.input_tokens is None else basis
+        output_tokens = usage.output_tokens
+        if output_tokens is None:
+            return _counted(usage, input_basis, content_events)
+        if basis is Basis.RUNNING:
+            if self._trust is _Trust.PARTIAL or (output_tokens == 0 and content_events):
+                return _counted(usage, input_basis, content_events)
+            usage = msgspec.structs.replace(usage, output_tokens=output_tokens + since)
+        return Reading(usage, basis, input_basis)
+
+    def close(self, *, content_events: int, generated: bool) -> None:
+        """Note what is odd about the usage of a complete answer; call once, at its end."""
+        if self._latest is None:
+            if generated and not self._faults:
+                self._flag(Fault.PLACEHOLDER if self._saw_zero else Fault.MISSING)
+            return
+        usage, faults = final_usage(self._latest, self._dialect.absent_output)
+        for fault in faults:
+            self._flag(fault)
+        if usage.output_tokens == 0 and content_events:
+            self._flag(Fault.ZERO_OUTPUT)
+
+    def _usage_in(self, answer: Answer) -> Counts | None:
+        """The counts of one event, from the best place that has usable ones."""
+        for wire in _usages(answer):
+            counts = read_usage(wire)
+            if isinstance(counts, Counts):
+                return counts
+            self._flag(counts)
+        if answer.timings is not None:
+            counts = read_timings(answer.timings)
+            if isinstance(counts, Counts):
+                return counts
+            self._flag(counts)
+        return None
+
+    def _token_ids_in(self, answer: Answer) -> Counts | None:
+        """vLLM's `return_token_ids`: the tokens of this event, added to those before."""
+        here = sum(len(choice.token_ids) for choice in answer.choices or () if choice.token_ids)
+        if not here:
+            return None
+        self._token_ids += here
+        return Counts(None, self._token_ids, None, None, None)
+
+    def _with_other_choices(self, answer: Answer, counts: Counts, has_content: bool) -> Counts:
+        """A running count of an event with choices: of its choice alone, or of all."""
+        choices = answer.choices or []
+        if len(choices) != 1:
+            self._by_choice.clear()
+            return counts
+        index = choices[0].index or 0
+        before = self._by_choice.get(self._previous_choice)
+        if before is not None and index != self._previous_choice:
+            growth = (counts.output_tokens or 0) - (before.output_tokens or 0)
+            if growth < 0 or (growth == 0 and has_content):
+                self._counts_each_choice = True
+        self._by_choice[index] = counts
+        self._previous_choice = index
+        if not self._counts_each_choice:
+            return counts
+        of_prompt: dict[int, Counts] = {}
+        for number, each in self._by_choice.items():
+            prompt = number // self._choices_per_prompt
+            of_prompt[prompt] = _sum([of_prompt[prompt], each], one_prompt=True) if prompt in of_prompt else each
+        return _sum(list(of_prompt.values()), one_prompt=False)
+
+    def _flag(self, fault: Fault) -> None:
+        if fault not in self._faults:
+            self._faults.append(fault)
+
+
+class _Trust(Enum):
+    """How far the output of the latest counts can be trusted."""
+
+    FINAL = "final"
+    RUNNING = "running"
+    PARTIAL = "partial"  # one choice of several: its input only
+
+
+def _counted(usage: Usage, input_basis: Basis | None, content_events: int) -> Reading:
+    """One token per content event; what is known of the input stays."""
+    known = Usage(usage.input_tokens, content_events, usage.cached_input_tokens)
+    return Reading(known, Basis.COUNTED if content_events else Basis.NONE, input_basis)
+
+
+def _usages(answer: Answer) -> list[Any]:
+    """Every usage of one event, best first: its own, Groq's, a choice's (Moonshot). Null is none."""
+    usages = [answer.usage]
+    if isinstance(answer.x_groq, dict):
+        usages.append(answer.x_groq.get("usage"))
+    usages.extend(choice.usage for choice in answer.choices or ())
+    return [usage for usage in usages if usage is not None]
+
+
+def _sum(several: list[Counts], *, one_prompt: bool) -> Counts:
+    """Counts of several choices as one; those of one prompt have their input in common."""
+    if len(several) == 1:
+        return several[0]
+    join = max if one_prompt else sum
+    inputs = [each.input_tokens for each in several if each.input_tokens is not None]
+    cached = [each.cached_input_tokens for each in several if each.cached_input_tokens is not None]
+    reasoning = [each.reasoning_tokens for each in several if each.reasoning_tokens is not None]
+    return Counts(
+        input_tokens=join(inputs) if inputs else None,
+        output_tokens=sum((each.output_tokens or 0) + each.hidden_output_tokens for each in several),
+        cached_input_tokens=join(cached) if cached else None,
+        reasoning_tokens=sum(reasoning) if reasoning else None,
+        total_tokens=None,
+    )

@@ -1,0 +1,303 @@
+"""Every Prometheus metric, in one place: names, meanings, and from what they are computed.
+
+What concerns an admitted exchange is computed from its usage record, in the process that serves
+`/metrics`; so these figures equal the books, and a worker that dies takes nothing away. What no record
+tells (refusals, what is in flight, our own overhead) is counted in each worker by `WorkerStats`, and comes
+here as snapshots (publish.py).
+
+Counters begin at 0 with the process that holds them, and never decrease.
+"""
+
+import secrets
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from meter_proxy.ledger.journal import JournalRecord
+from meter_proxy.ledger.labels import OTHER
+from meter_proxy.telemetry.exposition import Counter, Distribution, Family, Gauge, Histogram
+from meter_proxy.usage import Operation, Outcome
+
+# The buckets that OpenTelemetry's conventions for model servers prescribe, in seconds:
+# https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/#generative-ai-model-server-metrics
+DURATION_BOUNDS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+FIRST_TOKEN_BOUNDS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+PER_TOKEN_BOUNDS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+# Ours: a chunk costs some 20 us, a request below 1 ms; a busy or swapping machine 1,000 times that.
+OVERHEAD_BOUNDS_S = (1e-05, 2.5e-05, 5e-05, 1e-04, 2.5e-04, 5e-04, 1e-03, 2.5e-03, 5e-03, 0.01, 0.025, 0.1, 0.5)
+SYNC_BOUNDS_S = (2.5e-04, 5e-04, 1e-03, 2.5e-03, 5e-03, 0.01, 0.025, 0.05, 0.1, 0.25)  # the store's time-out ends it
+
+NO_STATUS = "0"  # `code` of an exchange whose client was gone before any head was sent
+
+
+class LedgerState(Protocol):
+    """What of a worker's ledger is shown; `ledger.Ledger` is it."""
+
+    @property
+    def store_up(self) -> bool:
+        """Whether the store took the last message."""
+
+    @property
+    def unsynced(self) -> int:
+        """Records that the store has not acknowledged."""
+
+    @property
+    def regressions(self) -> int:
+        """How often the store turned out to have lost what it had acknowledged."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker has counted since it began. Counts are absolute, so one that is missed is made up for."""
+
+    incarnation: str
+    refused: list[tuple[str, str, str, str, int]] = []  # noqa: RUF012 - key, model, operation, code, count
+    bad_usage: dict[str, int] = {}  # noqa: RUF012 - msgspec copies empty defaults
+    disconnected: list[tuple[str, str, int]] = []  # noqa: RUF012 - model, phase, count
+    distributions: dict[str, tuple[list[int], float]] = {}  # noqa: RUF012 - stage, or "sync": counts, sum
+    inflight: dict[str, int] = {}  # noqa: RUF012 - model
+    store_up: bool = False
+    unsynced: int = 0
+    regressions: int = 0
+
+
+class WorkerStats:
+    """What the gateway counts as it goes: plain integers, cheap enough for the hot path. One per worker."""
+
+    def __init__(self) -> None:
+        self._incarnation = secrets.token_hex(8)
+        self._label: Callable[[str, int | None], str] = lambda model, status: OTHER
+        self._ledger: LedgerState | None = None
+        self._refused: Tally[tuple[str, str, str, str]] = Tally()
+        self._bad_usage: Tally[str] = Tally()
+        self._disconnected: Tally[tuple[str, str]] = Tally()
+        self._inflight: dict[str, int] = {}  # by the name asked for; its label may change while it runs
+        self._distributions = {stage: Distribution(OVERHEAD_BOUNDS_S) for stage in ("request", "first_byte", "chunk")}
+        self._distributions["sync"] = Distribution(SYNC_BOUNDS_S)
+
+    def watch(self, ledger: LedgerState, label: Callable[[str, int | None], str]) -> None:
+        """Show the state of this ledger from now on; `label` decides under which name a model is counted."""
+        self._ledger = ledger
+        self._label = label
+
+    def refused(self, key: str, model: str, operation: Operation, code: int) -> None:
+        """A request was answered with `code` by us, without being admitted. Before authentication, `key` is `unknown`."""
+        self._refused[key, self._label(model, None), operation.value, str(code)] += 1
+
+    def inflight_add(self, model: str, change: int) -> None:
+        """An admitted exchange began (1) or ended (-1)."""
+        count = self._inflight.get(model, 0) + change
+        if count:
+            self._inflight[model] = count
+        else:
+            self._inflight.pop(model, None)  # callers choose names: keep none that is not in use
+
+    def bad_usage(self, reason: str) -> None:
+        """The upstream reported something odd."""
+        self._bad_usage[reason] += 1
+
+    def disconnected(self, model: str, phase: str) -> None:
+        """A client left in a way that its record does not show: `after_finish`, which is a completed exchange."""
+        self._disconnected[self._label(model, None), phase] += 1
+
+    def observe_overhead(self, stage: str, seconds: float) -> None:
+        """Time that we added: to a request before it was sent on, to the first byte, or to a chunk."""
+        self._distributions[stage].observe(seconds)
+
+    def observe_sync(self, seconds: float) -> None:
+        """The store took a batch of the books within this time."""
+        self._distributions["sync"].observe(seconds)
+
+    def snapshot(self) -> Snapshot:
+        """All of it, as it is now."""
+        inflight: Tally[str] = Tally()
+        for model, count in self._inflight.items():
+            inflight[self._label(model, None)] += count
+        ledger = self._ledger
+        return Snapshot(
+            incarnation=self._incarnation,
+            refused=[(*labels, count) for labels, count in self._refused.items()],
+            bad_usage=dict(self._bad_usage),
+            disconnected=[(*labels, count) for labels, count in self._disconnected.items()],
+            distributions={name: (list(one.counts), one.sum) for name, one in self._distributions.items()},
+            inflight=dict(inflight),
+            store_up=ledger.store_up if ledger is not None else False,
+            unsynced=ledger.unsynced if ledger is not None else 0,
+            regressions=ledger.regressions if ledger is not None else 0,
+        )
+
+
+class Server(NamedTuple):
+    """An upstream in OpenTelemetry's words: `gen_ai.provider.name`, `server.address`, `server.port`."""
+
+    provider: str
+    address: str
+    port: str
+
+
+UNKNOWN_SERVER = Server("openai", "", "")  # of a record whose upstream is not configured any more
+
+
+class Metrics:
+    """The families. `count` records, `absorb` snapshots, `render`."""
+
+    def __init__(self, *, version: str, servers: Mapping[str, Server]) -> None:
+        """`servers`: upstream name -> where it is."""
+        self._servers = servers
+        self._snapshots: dict[str, Snapshot] = {}  # worker -> its last one
+        model_server = (
+            "gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "server_address", "server_port",
+        )  # fmt: skip
+
+        self.requests = Counter(
+            "meter_proxy_requests_total",
+            "Requests to metered operations, by how they ended; code 0: the client left before any answer.",
+            ("key", "model", "operation", "outcome", "code"),
+        )
+        self.tokens = Counter(
+            "meter_proxy_tokens_total", "Tokens billed.", ("key", "model", "operation", "type")
+        )
+        self.token_details = Counter(
+            "meter_proxy_token_details_total", "Tokens billed that are of a kind; contained in meter_proxy_tokens_total.",
+            ("key", "model", "type"),
+        )  # fmt: skip
+        self.cost = Counter("meter_proxy_cost_usd_total", "Cost in US dollars.", ("key", "model"), nano=True)
+        self.usage_records = Counter(
+            "meter_proxy_usage_records_total", "Usage records, by how the output is known.", ("operation", "basis")
+        )
+        self.disconnects = Counter(
+            "meter_proxy_disconnects_total", "Clients that left before the end of their answer.", ("model", "phase")
+        )
+        self.inflight = Gauge("meter_proxy_inflight_requests", "Exchanges in flight.", ("model",))
+        rule = ("key", "rule", "unit")
+        self.quota_usage_ratio = Gauge("meter_proxy_quota_usage_ratio", "Share of a quota that is used.", rule)
+        self.quota_limit = Gauge("meter_proxy_quota_limit", "A quota's limit in its unit.", rule)
+        self.quota_used = Gauge("meter_proxy_quota_used", "What is used of a quota, in its unit.", rule)
+        self.quota_reset = Gauge(
+            "meter_proxy_quota_reset_timestamp_seconds", "When a quota's window ends, in Unix time.", rule
+        )
+        self.quota_rejections = Counter(
+            "meter_proxy_quota_rejections_total", "Requests refused by a quota.", ("key", "rule")
+        )
+        self.quota_cutoffs = Counter("meter_proxy_quota_cutoffs_total", "Streams ended by a quota.", ("key", "rule"))
+        self.overhead = Histogram(
+            "meter_proxy_overhead_seconds",
+            "Time added by the proxy: to a request, to the first byte of its answer, to a chunk (sampled).",
+            ("stage",),
+            OVERHEAD_BOUNDS_S,
+        )
+        self.request_duration = Histogram(
+            "gen_ai_server_request_duration_seconds", "Time from admission to the end of the exchange.",
+            (*model_server, "error_type"), DURATION_BOUNDS_S,
+        )  # fmt: skip
+        self.time_to_first_token = Histogram(
+            "gen_ai_server_time_to_first_token_seconds", "Time from admission to the first token of a stream.",
+            model_server, FIRST_TOKEN_BOUNDS_S,
+        )  # fmt: skip
+        self.time_per_output_token = Histogram(
+            "gen_ai_server_time_per_output_token_seconds", "Time per token after the first, of completed streams.",
+            model_server, PER_TOKEN_BOUNDS_S,
+        )  # fmt: skip
+        self.redis_up = Gauge("meter_proxy_redis_up", "Whether every worker reaches the store.")
+        self.redis_regressions = Counter(
+            "meter_proxy_redis_regressions_total", "Times that the store had lost what it had acknowledged."
+        )
+        self.sync = Histogram(
+            "meter_proxy_sync_seconds", "Time to bring a batch of the books to the store.", (), SYNC_BOUNDS_S
+        )
+        self.unsynced = Gauge("meter_proxy_unsynced_records", "Settled records that the store has not acknowledged.")
+        self.bad_usage = Counter("meter_proxy_bad_usage_total", "Odd usage reports of upstreams.", ("reason",))
+        self.config_reload = Gauge(
+            "meter_proxy_config_last_reload_successful", "Whether the last (re)load of the configuration was good."
+        )
+        self.build_info = Gauge("meter_proxy_build_info", "Always 1; the version is in the label.", ("version",))
+        self.draining = Gauge("meter_proxy_draining", "Whether the proxy is about to end and takes no new work.")
+        self.upstream_up = Gauge("meter_proxy_upstream_up", "Whether an upstream answers.", ("upstream",))
+
+        self.config_reload.set(1)
+        self.build_info.values = {(version,): 1}
+        self.draining.set(0)
+        self._gauge_workers()
+
+    @property
+    def families(self) -> list[Family]:
+        """All families, in the order of the exposition."""
+        return [member for member in vars(self).values() if isinstance(member, Family)]
+
+    def count(self, record: JournalRecord) -> None:
+        """Count one settled exchange. Its model goes by the label that the ledger gave it."""
+        key, model, operation = record.key, record.model_label, record.operation.value
+        code = NO_STATUS if record.status is None else str(record.status)
+        self.requests.add((key, model, operation, record.outcome.value, code), 1)
+        self.tokens.add((key, model, operation, "input"), record.input_tokens)
+        self.tokens.add((key, model, operation, "output"), record.output_tokens)
+        if record.cached_input_tokens is not None:
+            self.token_details.add((key, model, "input_cached"), record.cached_input_tokens)
+        if record.reasoning_tokens is not None:
+            self.token_details.add((key, model, "output_reasoning"), record.reasoning_tokens)
+        self.cost.add((key, model), record.cost_nano_usd)
+        self.usage_records.add((operation, record.basis.value), 1)
+        if record.outcome is Outcome.CLIENT_DISCONNECTED:
+            self.disconnects.add((model, "before_first_token" if record.ttft_ms is None else "streaming"), 1)
+        self._observe(record)
+
+    def _observe(self, record: JournalRecord) -> None:
+        server = self._servers.get(record.upstream, UNKNOWN_SERVER)
+        labels = (
+            record.operation.value, server.provider, record.model_label, server.address, server.port,
+        )  # fmt: skip
+        self.request_duration.of((*labels, error_type(record))).observe(record.duration_ms / 1000)
+        if not record.stream or record.ttft_ms is None:
+            return  # the first token of a plain answer cannot be seen from here
+        self.time_to_first_token.of(labels).observe(record.ttft_ms / 1000)
+        if record.outcome is Outcome.COMPLETED and record.output_tokens > 1:
+            rest_s = (record.duration_ms - record.ttft_ms) / 1000
+            self.time_per_output_token.of(labels).observe(rest_s / (record.output_tokens - 1))
+
+    def absorb(self, worker: str, snapshot: Snapshot) -> None:
+        """Bring in what `worker` has counted; the same snapshot twice changes nothing."""
+        last = self._snapshots.get(worker)
+        if last is None or last.incarnation != snapshot.incarnation:
+            last = Snapshot(incarnation=snapshot.incarnation)
+        for key, model, operation, code, count in _grown(snapshot.refused, last.refused):
+            self.requests.add((key, model, operation, Outcome.DENIED.value, code), count)
+        for model, phase, count in _grown(snapshot.disconnected, last.disconnected):
+            self.disconnects.add((model, phase), count)
+        for reason, count in _grown(snapshot.bad_usage.items(), last.bad_usage.items()):
+            self.bad_usage.add((reason,), count)
+        for name, (counts, total) in snapshot.distributions.items():
+            before, total_before = last.distributions.get(name, ([0] * len(counts), 0.0))
+            series = self.sync.of(()) if name == "sync" else self.overhead.of((name,))
+            series.add([now - then for now, then in zip(counts, before, strict=True)], total - total_before)
+        self.redis_regressions.add((), snapshot.regressions - last.regressions)
+        self._snapshots[worker] = snapshot
+        self._gauge_workers()
+
+    def forget(self, worker: str) -> None:
+        """A worker is gone: nothing of it is in flight any more. What it counted stays."""
+        self._snapshots.pop(worker, None)
+        self._gauge_workers()
+
+    def _gauge_workers(self) -> None:
+        alive = self._snapshots.values()
+        inflight = {labels: 0 for labels in self.inflight.values}  # a model once seen stays, at 0
+        for snapshot in alive:
+            for model, count in snapshot.inflight.items():
+                inflight[(model,)] = inflight.get((model,), 0) + count
+        self.inflight.values = inflight
+        self.redis_up.set(int(bool(alive) and all(snapshot.store_up for snapshot in alive)))
+        self.unsynced.set(sum(snapshot.unsynced for snapshot in alive))
+
+    def render(self) -> str:
+        """The whole exposition."""
+        return "".join(family.render() for family in self.families)
+
+
+def error_type(record: JournalRecord) -> str:
+    """OpenTelemetry's `error.type`: empty for a good end, else the upstream's status, else the outcome."""
+    if record.outcome in (Outcome.COMPLETED, Outcome.QUOTA_CUT):
+        return ""
+    if record.status is not None and record.status >= 400:
+        return str(record.status)
+    return record.outcome.value

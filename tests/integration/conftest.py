@@ -1,0 +1,38 @@
+"""One store for all in-process proxies of a run: their state directories differ, so do their journals."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.inprocess import InProcessProxy, in_process_proxy
+from tests.support.servers import StoreServer
+from tests.support.upstream import Script, ScriptedUpstream
+
+StartProxy = Callable[..., Awaitable[tuple[InProcessProxy, ScriptedUpstream]]]
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Valkey that lives as long as the run."""
+    with StoreServer.valkey(tmp_path_factory.mktemp("store")) as server:
+        yield server.url
+
+
+@pytest.fixture
+async def start(shared_store: str, tmp_path: Path) -> AsyncIterator[StartProxy]:
+    """`proxy, upstream = await start(script, **members_of_the_configuration)`"""
+    async with AsyncExitStack() as stack:
+
+        async def start_both(script: Script, **members: Any) -> tuple[InProcessProxy, ScriptedUpstream]:
+            upstream = await stack.enter_async_context(ScriptedUpstream(script))
+            options = members.pop("upstream", {})
+            upstreams = {"local": {"base_url": upstream.url, "running_usage": "off", **options}}
+            proxy = await stack.enter_async_context(
+                in_process_proxy(upstream.url, tmp_path, shared_store, upstreams=upstreams, **members)
+            )
+            return proxy, upstream
+
+        yield start_both

@@ -1,0 +1,119 @@
+"""The meter on somebody else's application: same streams, same bills, nothing else touched."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+import meter_proxy
+from meter_proxy.config.load import load_config
+from meter_proxy.plugin import MeterProxy, install
+from meter_proxy.usage import Basis, Outcome
+from tests.support import answers
+from tests.support.config import ENVIRONMENT, KEY, basic_config, write_config
+from tests.support.harms import StallsAfter, Streams
+from tests.support.httpraw import RawClient
+from tests.support.inprocess import InProcessProxy, serving
+from tests.support.upstream import Script, ScriptedUpstream
+
+CHAT = "/v1/chat/completions"
+ASK = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+EVENTS = answers.chat_stream("Hel", "lo")
+
+
+@contextlib.asynccontextmanager
+async def foreign_app(
+    script: Script, directory: Path, store_url: str, *, handler_cancellation: bool
+) -> AsyncIterator[tuple[InProcessProxy, list[str]]]:
+    """An application with a route and a middleware of its own; the middleware keeps a log."""
+    log: list[str] = []
+
+    @web.middleware
+    async def own(request: web.Request, handler: Handler) -> web.StreamResponse:
+        log.append(request.path)
+        return await handler(request)
+
+    async def hello(request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    async def signed(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["x-own"] = "1"
+
+    async with ScriptedUpstream(script) as upstream:
+        path = write_config(
+            directory, basic_config(upstream.url, directory, upstreams={"local": {"base_url": upstream.url, "running_usage": "off"}})
+        )
+        app = web.Application(middlewares=[own])
+        app.router.add_get("/hello", hello)
+        app.on_response_prepare.append(signed)
+        installed = MeterProxy(load_config(path, ENVIRONMENT), store_url=store_url)
+        install(app, installed)
+        async with serving(app, handler_cancellation=handler_cancellation) as url:
+            proxy = InProcessProxy(installed)
+            proxy.url = url
+            proxy.listen_in()
+            yield proxy, log
+
+
+either = pytest.mark.parametrize("handler_cancellation", [False, True])
+
+
+@either
+async def test_streams_are_metered_on_a_foreign_app(
+    tmp_path: Path, shared_store: str, handler_cancellation: bool
+) -> None:
+    """Its middleware, its signal and its route work as before."""
+    async with foreign_app(
+        Streams(EVENTS), tmp_path, shared_store, handler_cancellation=handler_cancellation
+    ) as (proxy, log):
+        async with await RawClient.connect(proxy.url) as client:
+            response = await client.request("POST", CHAT, ASK, key=KEY)
+            assert response.headers["x-own"] == "1"
+            assert await response.read() == b"".join(EVENTS[:-2] + EVENTS[-1:])
+            hello = await client.request("GET", "/hello")
+            assert await hello.read() == b"hello"
+        record = await proxy.record()
+        assert (record.outcome, record.basis, record.output_tokens) == (Outcome.COMPLETED, Basis.REPORTED, 2)
+        assert log == [CHAT, "/hello"]
+
+
+@either
+async def test_hang_ups_are_noticed_on_a_foreign_app(
+    tmp_path: Path, shared_store: str, handler_cancellation: bool
+) -> None:
+    """At once, and billed the same, whether the host cancels handlers or not."""
+    async with foreign_app(
+        StallsAfter(EVENTS[:2]), tmp_path, shared_store, handler_cancellation=handler_cancellation
+    ) as (proxy, _):
+        async with await RawClient.connect(proxy.url) as client:
+            response = await client.request("POST", CHAT, ASK, key=KEY)
+            for _ in range(2):
+                await response.next_event()
+            client.close_fin()
+            record = await proxy.record()
+        assert (record.outcome, record.basis, record.output_tokens) == (
+            Outcome.CLIENT_DISCONNECTED,
+            Basis.COUNTED,
+            1,
+        )
+
+
+async def test_setup_takes_a_yaml_and_starts_the_embedded_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The three lines of the example are all it takes."""
+    async with ScriptedUpstream(Streams(EVENTS)) as upstream:
+        path = write_config(tmp_path, basic_config(upstream.url, tmp_path))
+        for name, value in ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        app = web.Application()
+        installed = meter_proxy.setup(app, str(path))
+        assert app[meter_proxy.METER_PROXY] is installed
+        async with serving(app) as url:
+            async with await RawClient.connect(url) as client:
+                response = await client.request("POST", CHAT, ASK, key=KEY)
+                assert await response.read() == b"".join(EVENTS[:-2] + EVENTS[-1:])
+            assert installed.gateway.ledger.store_up
