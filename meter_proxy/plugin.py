@@ -57,7 +57,7 @@ class MeterProxy:
                 Store(url),
                 workers=self.workers,
                 configured_models=config.models,
-                usage_retention_s=config.redis.usage_retention_s,
+                usage_retention_s=int(config.redis.usage_retention_s),
             )
             await ledger.start()
             self.gateway = Gateway(config, ledger, self.stats)

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from meter_proxy.config.load import load_config
 from meter_proxy.errors import ConfigError
@@ -17,14 +16,9 @@ from meter_proxy.errors import ConfigError
 NANO_PER_USD = 1_000_000_000
 DEFAULT_STATE_DIR = Path("state")  # the configuration's own default, where no CONFIG is named
 TABLE_WIDTH = 10_000  # a table is as wide as it is: ids are never cut, the terminal may wrap
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 Cell = str | int | float | bool | None
-
-
-class Writer(Protocol):
-    """Prints rows; `write` may be called again and again, the heading comes once."""
-
-    def write(self, rows: Iterable[Sequence[Cell]]) -> None: ...
 
 
 def state_directory(config: Path | None, state_dir: Path | None) -> Path:
@@ -43,59 +37,66 @@ def usd(nano_usd: int) -> str:
     return f"{nano_usd // NANO_PER_USD}.{decimals[:4]}{decimals[4:].rstrip('0')}"
 
 
-class CsvWriter:
-    """Comma-separated values for spreadsheets and programs."""
+class CsvTable:
+    """Comma-separated values, for spreadsheets and programs. The heading is printed at once, `add` prints rows."""
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._csv = csv.writer(sys.stdout, lineterminator="\n")
         self._csv.writerow(columns)
 
-    def write(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Print rows, a formula among their texts quoted with `'`."""
+    def add(self, rows: Iterable[Sequence[Cell]]) -> None:
+        """Print `rows`; a text that a spreadsheet would take for a formula gets a `'` in front."""
         self._csv.writerows([_csv_cell(cell) for cell in row] for row in rows)
 
 
-class PlainWriter:
-    """Aligned columns, two spaces apart: for pipes, files, and lines that come one by one."""
+class PlainTable:
+    """Aligned columns without frames: for pipes and files, and for lines that come one by one."""
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    def __init__(self, columns: Sequence[str], numbers: frozenset[str]) -> None:
+        """`numbers` are the columns to align at their right."""
         self._columns = columns
-        self._widths: list[int] = []
+        self._numbers = numbers
+        self._widths = [0] * len(columns)
 
-    def write(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Print rows; the widths are those of the first call, a wider cell later shifts its line only."""
+    def add(self, rows: Iterable[Sequence[Cell]]) -> None:
+        """Print `rows`, the heading before the first. A wider cell in a later call widens its column."""
         texts = [[_text(cell) for cell in row] for row in rows]
-        if not self._widths:
-            self._widths = [max(map(len, column)) for column in zip(self._columns, *texts, strict=True)]
-            self._print(self._columns, [isinstance(cell, str) for cell in self._columns])
-        for row, cells in zip(texts, rows, strict=True):
-            self._print(row, [not isinstance(cell, int | float) for cell in cells])
-
-    def _print(self, texts: Sequence[str], left: Sequence[bool]) -> None:
-        cells = (
-            text.ljust(width) if is_left else text.rjust(width)
-            for text, width, is_left in zip(texts, self._widths, left, strict=True)
-        )
-        print("  ".join(cells).rstrip())
+        if not any(self._widths):
+            texts.insert(0, list(self._columns))
+        for row in texts:
+            self._widths = [max(width, len(text)) for width, text in zip(self._widths, row, strict=True)]
+        for row in texts:
+            cells = [
+                text.rjust(width) if name in self._numbers else text.ljust(width)
+                for name, text, width in zip(self._columns, row, self._widths, strict=True)
+            ]
+            print("  ".join(cells).rstrip())
 
 
-class RichWriter:
-    """A table for the eyes, on a terminal; all rows in one call."""
+def print_table(columns: Sequence[str], numbers: frozenset[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Print `rows` for the eyes: framed on a terminal, plain elsewhere."""
+    if not sys.stdout.isatty():
+        PlainTable(columns, numbers).add(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    def __init__(self, columns: Sequence[str]) -> None:
-        self._columns = columns
+    table = Table()
+    for name in columns:
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(_text(cell)) for cell in row))
+    Console(width=TABLE_WIDTH).print(table)
 
-    def write(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Print the table."""
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        rows = list(rows)
-        table = Table()
-        for number, column in enumerate(self._columns):
-            is_number = bool(rows) and isinstance(rows[0][number], int | float)
-            table.add_column(column, justify="right" if is_number else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(_text(cell)) for cell in row))
-        Console(width=TABLE_WIDTH).print(table)
+def _text(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(cell))
+
+
+def _csv_cell(cell: Cell) -> Cell:
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell

@@ -77,7 +77,8 @@ class Exchange:
             return self._reply or web.Response(status=499)  # nobody reads it; the host's access log does
         except asyncio.CancelledError:
             # The application has `handler_cancellation`, or is shutting down: for us, a hang-up like any other.
-            self.relay.cut_off()
+            if not self.relay.client_lost:
+                self.relay.cut_off()
             await self._drain()
             raise
         except Exception:

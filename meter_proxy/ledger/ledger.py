@@ -38,7 +38,7 @@ class Ledger:
         *,
         workers: int = 1,
         configured_models: Collection[str] = (),
-        usage_retention_s: int = 400 * DAY_S,
+        usage_retention_s: float = 400 * DAY_S,
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -48,7 +48,7 @@ class Ledger:
         self._store = store
         self._workers = workers
         self._configured_models = configured_models
-        self._retention_s = usage_retention_s
+        self._retention_s = int(usage_retention_s)
         self._clock = clock
         self._jitter = jitter
         self._lock: DirectoryLock

@@ -39,6 +39,8 @@ class StreamMeter:
         self._tally = Tally(self._dialect, asked.choices, asked.prompts, self.bad_usage)
         self._finished_choices: set[int] = set()
         self._closed = False
+        self._saw_noise = False
+        self._saw_answer = False
         self._between_events = False
         self._likely = NO_TEMPLATE
         self._other = NO_TEMPLATE  # a second one: reasoning and content, or two choices
@@ -71,7 +73,9 @@ class StreamMeter:
         rest = b"" if self.done else self._framer.rest()
         text = rest.rstrip(b"\r\n")
         kept = self._meter(rest, text) if text else rest
-        if self.done or self.finished:
+        if self._saw_noise and not (self._saw_answer or self.done):
+            self.bad_usage.append(Fault.UNREADABLE)
+        elif self.done or self.finished:
             self._tally.close(content_events=self.content_events, generated=self.content_events > 0)
         return kept if self._hides else b""
 
@@ -128,7 +132,10 @@ class StreamMeter:
         answer = read_answer(payload) if payload else None
         if name == b"error" or (answer is not None and answer.is_error):
             self.failed = True
-        if answer is not None:
+        if answer is None:
+            self._saw_noise = True
+        else:
+            self._saw_answer = True
             self._count(answer, text)
         return answer
 

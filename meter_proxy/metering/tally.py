@@ -81,6 +81,8 @@ class Tally:
             if self._choices > 1:
                 counts = self._with_other_choices(answer, counts, has_content)
         if counts is not None:
+            if counts.cached_input_tokens is None and self._latest is not None:
+                counts = _with_cached_of(self._latest, counts)
             self._latest = counts
             self._trust = trust
             self._content_at_latest = content_events
@@ -191,6 +193,13 @@ def _usages(answer: Answer) -> list[Any]:
         usages.append(answer.x_groq.get("usage"))
     usages.extend(choice.usage for choice in answer.choices or ())
     return [usage for usage in usages if usage is not None]
+
+
+def _with_cached_of(earlier: Counts, counts: Counts) -> Counts:
+    """Some say only once how much of the input was cached (TensorRT-LLM); the same input stays cached."""
+    if earlier.cached_input_tokens is None or earlier.input_tokens != counts.input_tokens:
+        return counts
+    return msgspec.structs.replace(counts, cached_input_tokens=earlier.cached_input_tokens)
 
 
 def _sum(several: list[Counts], *, one_prompt: bool) -> Counts:

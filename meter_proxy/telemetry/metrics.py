@@ -11,13 +11,14 @@ Counters begin at 0 with the process that holds them, and never decrease.
 import secrets
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from meter_proxy.ledger.journal import JournalRecord
 from meter_proxy.ledger.labels import OTHER
 from meter_proxy.telemetry.exposition import Counter, Distribution, Family, Gauge, Histogram
+from meter_proxy.telemetry.servers import UNKNOWN_SERVER, Server
 from meter_proxy.usage import Operation, Outcome
 
 # The buckets that OpenTelemetry's conventions for model servers prescribe, in seconds:
@@ -128,17 +129,6 @@ class WorkerStats:
         )
 
 
-class Server(NamedTuple):
-    """An upstream in OpenTelemetry's words: `gen_ai.provider.name`, `server.address`, `server.port`."""
-
-    provider: str
-    address: str
-    port: str
-
-
-UNKNOWN_SERVER = Server("openai", "", "")  # of a record whose upstream is not configured any more
-
-
 class Metrics:
     """The families. `count` records, `absorb` snapshots, `render`."""
 
@@ -146,9 +136,10 @@ class Metrics:
         """`servers`: upstream name -> where it is."""
         self._servers = servers
         self._snapshots: dict[str, Snapshot] = {}  # worker -> its last one
+        self._alive: set[str] = set()  # workers whose last snapshot is still true
         model_server = (
             "gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "server_address", "server_port",
-        )  # fmt: skip
+        )
 
         self.requests = Counter(
             "meter_proxy_requests_total",
@@ -161,7 +152,7 @@ class Metrics:
         self.token_details = Counter(
             "meter_proxy_token_details_total", "Tokens billed that are of a kind; contained in meter_proxy_tokens_total.",
             ("key", "model", "type"),
-        )  # fmt: skip
+        )
         self.cost = Counter("meter_proxy_cost_usd_total", "Cost in US dollars.", ("key", "model"), nano=True)
         self.usage_records = Counter(
             "meter_proxy_usage_records_total", "Usage records, by how the output is known.", ("operation", "basis")
@@ -190,15 +181,15 @@ class Metrics:
         self.request_duration = Histogram(
             "gen_ai_server_request_duration_seconds", "Time from admission to the end of the exchange.",
             (*model_server, "error_type"), DURATION_BOUNDS_S,
-        )  # fmt: skip
+        )
         self.time_to_first_token = Histogram(
             "gen_ai_server_time_to_first_token_seconds", "Time from admission to the first token of a stream.",
             model_server, FIRST_TOKEN_BOUNDS_S,
-        )  # fmt: skip
+        )
         self.time_per_output_token = Histogram(
             "gen_ai_server_time_per_output_token_seconds", "Time per token after the first, of completed streams.",
             model_server, PER_TOKEN_BOUNDS_S,
-        )  # fmt: skip
+        )
         self.redis_up = Gauge("meter_proxy_redis_up", "Whether every worker reaches the store.")
         self.redis_regressions = Counter(
             "meter_proxy_redis_regressions_total", "Times that the store had lost what it had acknowledged."
@@ -246,7 +237,7 @@ class Metrics:
         server = self._servers.get(record.upstream, UNKNOWN_SERVER)
         labels = (
             record.operation.value, server.provider, record.model_label, server.address, server.port,
-        )  # fmt: skip
+        )
         self.request_duration.of((*labels, error_type(record))).observe(record.duration_ms / 1000)
         if not record.stream or record.ttft_ms is None:
             return  # the first token of a plain answer cannot be seen from here
@@ -272,15 +263,16 @@ class Metrics:
             series.add([now - then for now, then in zip(counts, before, strict=True)], total - total_before)
         self.redis_regressions.add((), snapshot.regressions - last.regressions)
         self._snapshots[worker] = snapshot
+        self._alive.add(worker)
         self._gauge_workers()
 
     def forget(self, worker: str) -> None:
         """A worker is gone: nothing of it is in flight any more. What it counted stays."""
-        self._snapshots.pop(worker, None)
+        self._alive.discard(worker)
         self._gauge_workers()
 
     def _gauge_workers(self) -> None:
-        alive = self._snapshots.values()
+        alive = [self._snapshots[worker] for worker in self._alive]
         inflight = {labels: 0 for labels in self.inflight.values}  # a model once seen stays, at 0
         for snapshot in alive:
             for model, count in snapshot.inflight.items():
@@ -301,3 +293,12 @@ def error_type(record: JournalRecord) -> str:
     if record.status is not None and record.status >= 400:
         return str(record.status)
     return record.outcome.value
+
+
+def _grown(now: Iterable[tuple[Any, ...]], before: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
+    """Each (labels..., count) of `now` with what it has grown by since `before`; those that did not are left out."""
+    counts = {entry[:-1]: entry[-1] for entry in before}
+    for entry in now:
+        grown = entry[-1] - counts.get(entry[:-1], 0)
+        if grown:
+            yield (*entry[:-1], grown)

@@ -1,0 +1,124 @@
+"""`meter-proxy records`: one line for each exchange, newest last."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import msgspec
+import typer
+
+from meter_proxy.cli.tables import Cell, CsvTable, PlainTable, print_table, state_directory, usd
+from meter_proxy.errors import ConfigError
+from meter_proxy.ledger.journal import JournalRecord
+from meter_proxy.ledger.reading import RecordTail, iter_records, newest_records
+from meter_proxy.ledger.totals import parse_since
+
+POLL_S = 0.25
+FIELDS = JournalRecord.__struct_fields__
+COLUMNS = (
+    "time", "key", "model", "operation", "input", "output", "cost USD", "basis", "outcome", "status", "ms", "id",
+)  # fmt: skip
+NUMBERS = frozenset({"input", "output", "cost USD", "status", "ms"})
+
+
+class Format(StrEnum):
+    """How the records are printed."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+class Printer(Protocol):
+    """Prints records as they come."""
+
+    def __call__(self, records: Iterable[JournalRecord]) -> None: ...
+
+
+def command(
+    config: Annotated[Path | None, typer.Argument(help="The configuration of serve; else ./state is read.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the newest so many; else all.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only those of this key's id.")] = None,
+    since: Annotated[str, typer.Option(help="Only what was admitted since: 7d, 24h, 30m, or a date (UTC).")] = "",
+    format: Annotated[Format, typer.Option(help="How to print. Costs are nano-dollars except in the table.")] = (
+        Format.TABLE
+    ),
+    state_dir: Annotated[Path | None, typer.Option(help="Where serve keeps its records.")] = None,
+) -> None:
+    """Print usage records; also while serve runs."""
+    try:
+        since_at = parse_since(since, time.time()) if since else 0.0
+    except ValueError as exc:
+        raise ConfigError([f"meter-proxy: --since: {exc}"]) from None
+    directory = state_directory(config, state_dir)
+    show = _printer(format, follow=follow)
+    if not follow:
+        show(_present(directory, limit, key, since_at))
+        return
+    try:
+        _follow(directory, show, limit, key, since_at)
+    except KeyboardInterrupt:
+        return
+
+
+def _present(directory: Path, limit: int | None, key: str | None, since: float) -> Iterator[JournalRecord]:
+    if limit is not None:
+        yield from newest_records(directory, limit=limit, key=key, since=since)
+        return
+    for record in iter_records(directory, since=since):
+        if key is None or record.key == key:
+            yield record
+
+
+def _follow(directory: Path, show: Printer, limit: int | None, key: str | None, since: float) -> None:
+    tail = RecordTail(directory)  # before the present is read: what is settled meanwhile comes twice, not never
+    present = list(_present(directory, limit, key, since))
+    show(present)
+    sys.stdout.flush()
+    shown = {record.id for record in present[-1000:]}
+    while True:
+        time.sleep(POLL_S)
+        new = [record for record in tail.poll() if (key is None or record.key == key) and record.id not in shown]
+        if new:
+            show(new)
+            sys.stdout.flush()
+
+
+def _printer(format: Format, *, follow: bool) -> Printer:
+    match format:
+        case Format.JSONL:
+            return _print_jsonl
+        case Format.CSV:
+            csv = CsvTable(FIELDS)
+            return lambda records: csv.add(msgspec.structs.astuple(record) for record in records)
+        case Format.TABLE if follow:
+            plain = PlainTable(COLUMNS, NUMBERS)  # a frame could not grow
+            return lambda records: plain.add(_cells(record) for record in records)
+        case _:
+            return lambda records: print_table(COLUMNS, NUMBERS, (_cells(record) for record in records))
+
+
+def _print_jsonl(records: Iterable[JournalRecord]) -> None:
+    for record in records:
+        print(msgspec.json.encode(record).decode())
+
+
+def _cells(record: JournalRecord) -> list[Cell]:
+    return [
+        record.time,
+        record.key,
+        record.model,
+        record.operation,
+        record.input_tokens,
+        record.output_tokens,
+        usd(record.cost_nano_usd),
+        record.basis,
+        record.outcome,
+        record.status,
+        round(record.duration_ms),
+        record.id,
+    ]
