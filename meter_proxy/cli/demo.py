@@ -16,15 +16,13 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from meter_proxy.cli.tables import Cell, print_table, usd
 from meter_proxy.config.secrets import digest
 from meter_proxy.errors import CannotStart, MeterProxyError
 from meter_proxy.mock_backend import MockBackend
@@ -38,7 +36,7 @@ ANSWER_WITHIN_S = 30.0
 
 KEYS = ("alice", "bob", "ci")
 COLUMNS = ("key", "model", "input", "output", "cost", "basis", "outcome")
-NUMBERS = ("input", "output", "cost")
+NUMBERS = frozenset({"input", "output", "cost"})
 CHAT, COMPLETIONS = "chat/completions", "completions"
 
 CONFIGURATION = """\
@@ -109,11 +107,16 @@ def command(
 
 
 async def _demo(*, once: bool) -> None:
-    """The demo from start to end. SIGINT and SIGTERM end it in good order at any point."""
+    """The demo from start to end. SIGINT, SIGTERM and SIGHUP end it in good order at any point."""
     this_task = asyncio.current_task()
     assert this_task is not None
-    for which in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(which, this_task.cancel)
+
+    def end() -> None:
+        if not this_task.cancelling():  # a second Ctrl-C must not cut the clean-up short: the proxy would be left
+            this_task.cancel()
+
+    for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
+        asyncio.get_running_loop().add_signal_handler(which, end)
     with suppress(asyncio.CancelledError):
         async with MockBackend(dialect="vllm", rate=RATE_TOKENS_PER_S) as backend:
             stage = _set_up(backend.url)
@@ -251,37 +254,26 @@ def _request_id(number: int) -> str:
 
 
 def _print_bill(records: list[dict[str, Any]]) -> None:
-    """The bill: a row per request, those refused included, and a total."""
-    table = Table(title="\nThe bill", title_justify="left", title_style="bold", show_footer=True)
-    totals = {
-        "key": "total",
-        "input": str(sum(record["input_tokens"] for record in records)),
-        "output": str(sum(record["output_tokens"] for record in records)),
-        "cost": _usd(sum(record["cost_nano_usd"] for record in records)),
-    }
-    for name in COLUMNS:
-        table.add_column(name, footer=totals.get(name, ""), justify="right" if name in NUMBERS else "left")
+    """A row per request in the order of the scenes, the refused one included, and a total."""
+    rows: list[list[Cell]] = []
     remaining = iter(records)
     for scene in SCENES:
-        if scene.key is None:  # no record is made of a refusal; it stands in meter_proxy_requests_total
-            table.add_row("unknown", scene.model, "0", "0", _usd(0), "none", "denied")
+        if scene.key is None:  # a refusal makes no record; it stands in meter_proxy_requests_total
+            rows.append(["unknown", scene.model, 0, 0, _cost(0), "none", "denied"])
             continue
         record = next(remaining)
-        table.add_row(
-            record["key"],
-            record["model"],
-            str(record["input_tokens"]),
-            str(record["output_tokens"]),
-            _usd(record["cost_nano_usd"]),
-            record["basis"],
-            record["outcome"],
-        )
-    Console().print(table)
+        counts = [record["input_tokens"], record["output_tokens"], _cost(record["cost_nano_usd"])]
+        rows.append([record["key"], record["model"], *counts, record["basis"], record["outcome"]])
+    input_tokens = sum(record["input_tokens"] for record in records)
+    output_tokens = sum(record["output_tokens"] for record in records)
+    total_cost = _cost(sum(record["cost_nano_usd"] for record in records))
+    rows.append(["total", "", input_tokens, output_tokens, total_cost, "", ""])
+    print()
+    print_table(COLUMNS, NUMBERS, rows)
 
 
-def _usd(nano_usd: int) -> str:
-    """Exact: a nano-dollar is the last digit."""
-    return f"${Decimal(nano_usd).scaleb(-9):.9f}"
+def _cost(nano_usd: int) -> str:
+    return f"${usd(nano_usd)}"
 
 
 def _print_ways_on(stage: Stage) -> None:
@@ -294,7 +286,7 @@ def _print_ways_on(stage: Stage) -> None:
         *("-d", body),
     ]
     usage = [*_our_command(), "usage", str(stage.config_path)]
-    print(f"metrics        {stage.admin_url}/metrics")
+    print(f"\nmetrics        {stage.admin_url}/metrics")
     print(f"records        {stage.admin_url}/api/records")
     print(f"totals         {shlex.join(usage)}")
     print(f"configuration  {stage.config_path}")

@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import os
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Self
@@ -61,7 +63,9 @@ class MockBackend:
             await site.start()
         except OSError as exc:
             await runner.cleanup()
-            raise CannotStart(f"cannot listen on {self._host}:{self._port}: {exc.strerror}") from exc
+            # asyncio's own text repeats the address; a name that does not resolve has no errno of the system's
+            reason = exc.strerror if isinstance(exc, socket.gaierror) else os.strerror(exc.errno or 0)
+            raise CannotStart(f"cannot listen on {self._host}:{self._port}: {reason}") from exc
         self._runner = runner
         host = f"[{self._host}]" if ":" in self._host else self._host
         self.url = f"http://{host}:{runner.addresses[0][1]}/v1"

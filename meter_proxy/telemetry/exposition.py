@@ -26,7 +26,9 @@ class Family:
         self.kind = kind
         self.label_names = tuple(labels)
         self._head = f"# HELP {name} {_escape_help(help)}\n# TYPE {name} {kind}\n"
-        self._prefixes: dict[tuple[str, Labels], str] = {}  # (suffix, label values) -> the sample's line up to its value
+        self._prefixes: dict[
+            tuple[str, Labels], str
+        ] = {}  # (suffix, label values) -> the sample's line up to its value
 
     def render(self) -> str:
         """The family as text. HELP and TYPE are there without samples, too."""

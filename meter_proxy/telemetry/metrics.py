@@ -53,11 +53,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker has counted since it began. Counts are absolute, so one that is missed is made up for."""
 
     incarnation: str
-    refused: list[tuple[str, str, str, str, int]] = []  # noqa: RUF012 - key, model, operation, code, count
-    bad_usage: dict[str, int] = {}  # noqa: RUF012 - msgspec copies empty defaults
-    disconnected: list[tuple[str, str, int]] = []  # noqa: RUF012 - model, phase, count
-    distributions: dict[str, tuple[list[int], float]] = {}  # noqa: RUF012 - stage, or "sync": counts, sum
-    inflight: dict[str, int] = {}  # noqa: RUF012 - model
+    refused: list[tuple[str, str, str, str, int]] = []  # key, model, operation, code; count
+    bad_usage: dict[str, int] = {}  # by reason
+    disconnected: list[tuple[str, str, int]] = []  # model, phase; count
+    distributions: dict[str, tuple[list[int], float]] = {}  # by stage of the overhead, or "sync"; counts, sum
+    inflight: dict[str, int] = {}  # by model
     store_up: bool = False
     unsynced: int = 0
     regressions: int = 0
@@ -83,7 +83,7 @@ class WorkerStats:
         self._label = label
 
     def refused(self, key: str, model: str, operation: Operation, code: int) -> None:
-        """A request was answered with `code` by us, without being admitted. Before authentication, `key` is `unknown`."""
+        """We answered a request with `code` without admitting it. Before authentication, `key` is `unknown`."""
         self._refused[key, self._label(model, None), operation.value, str(code)] += 1
 
     def inflight_add(self, model: str, change: int) -> None:
@@ -138,7 +138,11 @@ class Metrics:
         self._snapshots: dict[str, Snapshot] = {}  # worker -> its last one
         self._alive: set[str] = set()  # workers whose last snapshot is still true
         model_server = (
-            "gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "server_address", "server_port",
+            "gen_ai_operation_name",
+            "gen_ai_provider_name",
+            "gen_ai_request_model",
+            "server_address",
+            "server_port",
         )
 
         self.requests = Counter(
@@ -146,11 +150,10 @@ class Metrics:
             "Requests to metered operations, by how they ended; code 0: the client left before any answer.",
             ("key", "model", "operation", "outcome", "code"),
         )
-        self.tokens = Counter(
-            "meter_proxy_tokens_total", "Tokens billed.", ("key", "model", "operation", "type")
-        )
+        self.tokens = Counter("meter_proxy_tokens_total", "Tokens billed.", ("key", "model", "operation", "type"))
         self.token_details = Counter(
-            "meter_proxy_token_details_total", "Tokens billed that are of a kind; contained in meter_proxy_tokens_total.",
+            "meter_proxy_token_details_total",
+            "Tokens billed that are of a kind; contained in meter_proxy_tokens_total.",
             ("key", "model", "type"),
         )
         self.cost = Counter("meter_proxy_cost_usd_total", "Cost in US dollars.", ("key", "model"), nano=True)
@@ -179,16 +182,22 @@ class Metrics:
             OVERHEAD_BOUNDS_S,
         )
         self.request_duration = Histogram(
-            "gen_ai_server_request_duration_seconds", "Time from admission to the end of the exchange.",
-            (*model_server, "error_type"), DURATION_BOUNDS_S,
+            "gen_ai_server_request_duration_seconds",
+            "Time from admission to the end of the exchange.",
+            (*model_server, "error_type"),
+            DURATION_BOUNDS_S,
         )
         self.time_to_first_token = Histogram(
-            "gen_ai_server_time_to_first_token_seconds", "Time from admission to the first token of a stream.",
-            model_server, FIRST_TOKEN_BOUNDS_S,
+            "gen_ai_server_time_to_first_token_seconds",
+            "Time from admission to the first token of a stream.",
+            model_server,
+            FIRST_TOKEN_BOUNDS_S,
         )
         self.time_per_output_token = Histogram(
-            "gen_ai_server_time_per_output_token_seconds", "Time per token after the first, of completed streams.",
-            model_server, PER_TOKEN_BOUNDS_S,
+            "gen_ai_server_time_per_output_token_seconds",
+            "Time per token after the first, of completed streams.",
+            model_server,
+            PER_TOKEN_BOUNDS_S,
         )
         self.redis_up = Gauge("meter_proxy_redis_up", "Whether every worker reaches the store.")
         self.redis_regressions = Counter(
@@ -236,7 +245,11 @@ class Metrics:
     def _observe(self, record: JournalRecord) -> None:
         server = self._servers.get(record.upstream, UNKNOWN_SERVER)
         labels = (
-            record.operation.value, server.provider, record.model_label, server.address, server.port,
+            record.operation.value,
+            server.provider,
+            record.model_label,
+            server.address,
+            server.port,
         )
         self.request_duration.of((*labels, error_type(record))).observe(record.duration_ms / 1000)
         if not record.stream or record.ttft_ms is None:
@@ -273,7 +286,7 @@ class Metrics:
 
     def _gauge_workers(self) -> None:
         alive = [self._snapshots[worker] for worker in self._alive]
-        inflight = {labels: 0 for labels in self.inflight.values}  # a model once seen stays, at 0
+        inflight = dict.fromkeys(self.inflight.values, 0)  # a model once seen stays, at 0
         for snapshot in alive:
             for model, count in snapshot.inflight.items():
                 inflight[(model,)] = inflight.get((model,), 0) + count

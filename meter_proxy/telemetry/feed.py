@@ -1,0 +1,87 @@
+"""The parent's view of its workers: follows their journals and their snapshots.
+
+Metrics count what is settled after the feed was made; `/api` shows everything in the journals. All work is
+done in slices on the event loop: a thread is out of the question in a process that forks.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+
+from meter_proxy.ledger.journal import JournalRecord
+from meter_proxy.ledger.reading import RecordTail, iter_records, journal_files, read_journal
+from meter_proxy.telemetry.metrics import Metrics
+from meter_proxy.telemetry.publish import STATS_FILE, read_snapshot
+from meter_proxy.telemetry.records import RecentRecords, Row, UsageTotals, rows
+
+POLL_S = 0.2  # records are shown within 0.5 s of their settlement, metrics within 1 s
+SLICE = 200  # records before the loop gets its turn: 3 ms
+
+
+class RecordFeed:
+    """Fills `metrics`, and answers for `/api`. Make it before the workers start, while nobody writes."""
+
+    def __init__(self, state_dir: Path, metrics: Metrics, workers: int) -> None:
+        """Of the workers `w0` to `w<workers - 1>`. Snapshots that former ones left are removed."""
+        self._state_dir = state_dir
+        self._metrics = metrics
+        self._snapshot_files = {f"w{index}": state_dir / f"w{index}" / STATS_FILE for index in range(workers)}
+        for path in self._snapshot_files.values():
+            path.unlink(missing_ok=True)
+        self._tail = RecordTail(state_dir)
+        self._former = journal_files(state_dir)  # nobody writes to these any more; the tail sees the new ones
+        self._recent = RecentRecords()
+        self._totals = UsageTotals()
+
+    async def run(self) -> None:
+        """Follow, until cancelled; first catch up with what former processes left."""
+        for count, record in enumerate(self._recent.load(self._former_records()), start=1):
+            self._totals.add(record)
+            if count % SLICE == 0:
+                self.poll()
+                await asyncio.sleep(0)
+        while True:
+            self.poll()
+            await asyncio.sleep(POLL_S)
+
+    def _former_records(self) -> Iterator[JournalRecord]:
+        return chain.from_iterable(map(read_journal, self._former))
+
+    def poll(self) -> None:
+        """Take in what is new."""
+        for record in self._tail.poll():
+            self._metrics.count(record)
+            self._recent.add(record)
+            self._totals.add(record)
+        for worker, path in self._snapshot_files.items():
+            snapshot = read_snapshot(path)
+            if snapshot is not None:
+                self._metrics.absorb(worker, snapshot)
+
+    def worker_died(self, index: int) -> None:
+        """Take in the last that worker `index` had to say. Call it before another one takes its place."""
+        self.poll()
+        worker = f"w{index}"
+        self._metrics.forget(worker)
+        self._snapshot_files[worker].unlink(missing_ok=True)
+
+    def records(self, limit: int, *, key: str | None = None, since: float = 0.0) -> list[bytes]:
+        """The newest `limit` records as JSON, oldest first. See `RecentRecords.newest`."""
+        return self._recent.newest(limit, key=key, since=since)
+
+    async def usage(self, by: list[str] | tuple[str, ...], since: float = 0.0) -> list[Row]:
+        """Totals by `key`, `model`, `day` or some of them, of what was admitted at `since` (Unix seconds) or later."""
+        if not since:
+            return rows(self._totals.after(""), by)
+        # The day that `since` cuts is counted record by record; the days after it are known.
+        day = datetime.fromtimestamp(since, UTC).date().isoformat()
+        part = UsageTotals()
+        records = self._recent.since(since)
+        for count, record in enumerate(records if records is not None else iter_records(self._state_dir, since=since)):
+            if record.time.startswith(day):
+                part.add(record)
+            if count % SLICE == 0:
+                await asyncio.sleep(0)
+        return rows(chain(self._totals.after(day), part.after("")), by)

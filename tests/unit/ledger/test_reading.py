@@ -1,0 +1,164 @@
+"""Reading journals: merged, followed, and whatever happened to them."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from meter_proxy.ledger import reading
+from meter_proxy.ledger.journal import Journal, encode_line
+from meter_proxy.ledger.reading import RecordTail, iter_records, newest_records, read_journal
+from tests.support.records import usage_record
+
+DAY_AT = 1772323200.0  # 2026-03-01T00:00:00Z
+
+
+def line(settled_s: float, id: str, *, took_s: float = 0.0, key: str = "alice") -> bytes:
+    """A record that was settled `settled_s` after midnight, and admitted `took_s` before that."""
+    seconds = settled_s - took_s
+    time = f"2026-03-01T00:{int(seconds // 60):02d}:{seconds % 60:06.3f}Z"
+    return encode_line(usage_record(id=id, key=key, time=time, duration_ms=took_s * 1000), "m1")
+
+
+def journal_in(state_dir: Path, worker: int, *lines: bytes) -> Journal:
+    (state_dir / f"w{worker}").mkdir(parents=True, exist_ok=True)
+    journal = Journal(state_dir / f"w{worker}")
+    for each in lines:
+        journal.append(each)
+    return journal
+
+
+@pytest.fixture(params=[65_536, 700, 64])
+def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Files are read in blocks of any size: many lines, one line, parts of a line."""
+    monkeypatch.setattr(reading, "BLOCK_BYTES", request.param)
+    return int(request.param)
+
+
+def test_records_of_all_workers_come_in_the_order_of_settlement(tmp_path: Path, block_bytes: int) -> None:
+    """Workers and incarnations are merged; a long stream comes when it ended, not when it began."""
+    journal_in(tmp_path, 0, line(1, "a"), line(4, "d", took_s=4))
+    journal_in(tmp_path, 0, line(5, "e"))
+    journal_in(tmp_path, 1, line(2, "b"), line(3, "c"), line(6, "f"))
+    assert [record.id for record in iter_records(tmp_path)] == list("abcdef")
+    assert [record.id for record in newest_records(tmp_path, limit=10)] == list("abcdef")
+    for limit in range(7):
+        assert [record.id for record in newest_records(tmp_path, limit=limit)] == list("abcdef")[6 - limit :]
+
+
+def test_newest_of_one_key(tmp_path: Path, block_bytes: int) -> None:
+    """The limit counts what is asked for, not what is passed over."""
+    journal_in(tmp_path, 0, *(line(number, f"r{number}", key=f"k{number % 3}") for number in range(30)))
+    assert [record.id for record in newest_records(tmp_path, limit=2, key="k1")] == ["r25", "r28"]
+
+
+def test_since_is_the_admission(tmp_path: Path, block_bytes: int) -> None:
+    """What was admitted before is left out, also when it was settled after."""
+    journal_in(tmp_path, 0, line(1, "early"), line(5, "across", took_s=3), line(6, "late"))
+    since = DAY_AT + 4
+    assert [record.id for record in iter_records(tmp_path, since=since)] == ["late"]
+    assert [record.id for record in newest_records(tmp_path, limit=9, since=since)] == ["late"]
+
+
+def test_old_journals_are_not_opened_for_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that nobody wrote to since then has nothing from then."""
+    old = journal_in(tmp_path, 0, line(1, "old"))
+    os.utime(old.path, (DAY_AT + 1, DAY_AT + 1))
+    assert reading.journal_files(tmp_path, since=DAY_AT + 2) == []
+    assert reading.journal_files(tmp_path) == [old.path]
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"id":"half', line(2, "b")[:-1]])
+def test_a_torn_last_line_is_left_out_and_named(
+    tmp_path: Path, block_bytes: int, torn: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The record of a worker that was killed while writing it is not a record, from either end."""
+    journal = journal_in(tmp_path, 0, line(1, "a"))
+    with journal.path.open("ab") as file:
+        file.write(torn)
+    assert [record.id for record in read_journal(journal.path)] == ["a"]
+    assert [record.message for record in caplog.records] == [
+        f"{journal.path}: the last line, at byte {journal.length_bytes}, is torn (a killed process?) and left out"
+    ]
+    assert [record.id for record in newest_records(tmp_path, limit=5)] == ["a"]
+
+
+def test_a_damaged_line_costs_itself_only(tmp_path: Path, block_bytes: int, caplog: pytest.LogCaptureFixture) -> None:
+    """What stands before and after damage is read; the damage is logged with its place."""
+    journal = journal_in(tmp_path, 0, line(1, "a"), b"\0" * 300 + b"\n", line(2, "b"))
+    caplog.set_level(logging.WARNING)
+    assert [record.id for record in read_journal(journal.path)] == ["a", "b"]
+    assert f"the line at byte {len(line(1, 'a'))} is damaged" in caplog.text
+    assert [record.id for record in newest_records(tmp_path, limit=5)] == ["a", "b"]
+
+
+def test_no_journals_no_records(tmp_path: Path) -> None:
+    """An empty or absent directory has no records; empty files neither."""
+    assert list(iter_records(tmp_path / "absent")) == []
+    journal_in(tmp_path, 0)
+    assert newest_records(tmp_path, limit=5) == []
+
+
+def test_tail_sees_what_is_new_once(tmp_path: Path) -> None:
+    """Each record comes with exactly one poll, in the order of settlement; what was there before does not come."""
+    first = journal_in(tmp_path, 0, line(1, "old"))
+    tail = RecordTail(tmp_path)
+    assert tail.poll() == []
+    second = journal_in(tmp_path, 1, line(3, "b"))
+    first.append(line(2, "a"))
+    assert [record.id for record in tail.poll()] == ["a", "b"]
+    assert tail.poll() == []
+    second.append(line(4, "c"))
+    assert [record.id for record in tail.poll()] == ["c"]
+
+
+def test_tail_waits_for_whole_lines(tmp_path: Path) -> None:
+    """Half a line is nothing yet; if it is cut back and written anew, it comes once and right."""
+    journal = journal_in(tmp_path, 0, line(1, "a"))
+    whole = line(2, "b")
+    with journal.path.open("ab") as file:
+        file.write(line(2, "never")[:50])
+    tail = RecordTail(tmp_path)
+    assert tail.poll() == []
+    os.truncate(journal.path, journal.length_bytes)
+    assert tail.poll() == []
+    for end in (10, len(whole) - 1):
+        with journal.path.open("ab") as file:
+            file.write(whole[:end])
+        assert tail.poll() == []
+        os.truncate(journal.path, journal.length_bytes)
+    journal.append(whole)
+    assert [record.id for record in tail.poll()] == ["b"]
+
+
+def test_tail_reads_a_flood_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poll takes a bounded amount; nothing is lost or doubled at its borders."""
+    monkeypatch.setattr(reading, "MAX_POLL_BYTES", 1500)
+    tail = RecordTail(tmp_path)
+    journal_in(tmp_path, 0, *(line(number / 10, f"r{number}") for number in range(20)))
+    seen: list[str] = []
+    polls = 0
+    while records := tail.poll():
+        seen += [record.id for record in records]
+        polls += 1
+    assert seen == [f"r{number}" for number in range(20)]
+    assert polls > 5
+
+
+def test_tail_survives_a_removed_journal(tmp_path: Path) -> None:
+    """A file that an operator archived is gone, the others go on."""
+    first, second = journal_in(tmp_path, 0, line(1, "a")), journal_in(tmp_path, 1)
+    tail = RecordTail(tmp_path)
+    first.path.unlink()
+    second.append(line(2, "b"))
+    assert [record.id for record in tail.poll()] == ["b"]
+
+
+def test_tail_passes_a_damaged_line_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Damage is logged once, not at each poll."""
+    tail = RecordTail(tmp_path)
+    journal_in(tmp_path, 0, b"damage\n", line(1, "a"))
+    assert [record.id for record in tail.poll()] == ["a"]
+    assert tail.poll() == []
+    assert len(caplog.records) == 1
