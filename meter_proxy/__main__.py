@@ -1,6 +1,6 @@
 """`python -m meter_proxy` is the command `meter-proxy`."""
 
-from meter_proxy.cli import main
+from meter_proxy.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """An aiohttp application of one's own, with metered LLM operations on it.
 
-    python deploy/examples/plugin.py meter-proxy.yaml
+python deploy/examples/plugin.py meter-proxy.yaml
 """
 
 import sys

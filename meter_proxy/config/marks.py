@@ -2,7 +2,7 @@
 
 Only mappings, lists and scalars come out; nothing is constructed by tag. Scalars stay text as it was
 written, but for null and true/false: YAML's own guesses (`off` is false, `1:30` is 90) do not apply,
-each field reads its own text. A null member of a mapping counts as left out.
+each field reads its own text.
 
 Faults do not end the reading: what is wrong is left out of the data and listed in `broken`, so that
 the rest can be checked. Reading is bounded in depth and in what aliases may expand to.
@@ -111,7 +111,7 @@ class _Reader:
             if key.value not in mapping:
                 self.document.keys[*loc, key.value] = _mark(key.start_mark)
                 mapping[key.value] = self.value(value, (*loc, key.value))
-        return {key: value for key, value in mapping.items() if value is not None}
+        return mapping
 
     def _own_members(self, node: yaml.MappingNode, loc: Loc) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
         """The members written in this mapping itself, each key once; the first one wins."""

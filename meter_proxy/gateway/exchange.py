@@ -24,7 +24,7 @@ from meter_proxy.gateway.redaction import RedactedError
 from meter_proxy.gateway.relay import Relay
 from meter_proxy.gateway.replies import cors_headers, upstream_error
 from meter_proxy.gateway.settlement import make_record
-from meter_proxy.gateway.upstream import UpstreamConnection, UpstreamPool
+from meter_proxy.gateway.upstream import UpstreamConnection
 from meter_proxy.metering.injection import NOTHING_HIDDEN, RunningUsage, rewrite_body
 from meter_proxy.metering.meter import Meter, meter_for
 from meter_proxy.usage import Operation, Outcome, UsageRecord
@@ -38,7 +38,7 @@ SKIP_REFUSAL_S = 1.0  # a refused injection: for this long its body may pass, to
 class Exchange:
     """One request and its response."""
 
-    def __init__(self, gateway: "Gateway", call: Call, request: web.BaseRequest, request_id: str) -> None:
+    def __init__(self, gateway: "Gateway", call: Call, body: bytes, request: web.BaseRequest, request_id: str) -> None:
         self.id = request_id
         self.call = call
         self.admitted_at = time.time()  # wall clock, for the record and its windows
@@ -49,6 +49,7 @@ class Exchange:
         self.reached_upstream = False
         self._gateway = gateway
         self._request = request
+        self._body = body  # the client's own bytes; dropped once the upstream answers
         self._pool = gateway.pools[self.upstream]
         self._connection: UpstreamConnection | None = None
         self._hidden = NOTHING_HIDDEN
@@ -65,6 +66,7 @@ class Exchange:
         try:
             self._client = ClientConnection(self._request, self.relay)
             head = await self._ask()
+            self._body = b""  # a stream may live for hours, its prompt need not
             reply = await self._begin_reply(head)
             await self.relay.whole()
             await reply.write_eof()
@@ -136,7 +138,7 @@ class Exchange:
     def _prepare_body(self, include_usage: bool, running: RunningUsage) -> bytes:
         call = self.call
         body, self._hidden = rewrite_body(
-            call.body,
+            self._body,
             call.asked,
             upstream_model=call.model.upstream_model,
             include_usage=include_usage,

@@ -63,11 +63,11 @@ class Gateway:
             return client_error(request, exc)
         except ClientGone:
             return web.Response(status=499)  # left while sending its body: nothing was asked yet
+        client_request_id = request.headers.get("X-Request-Id")
         headers = tuple(request.headers.items())
-        call = Call(
-            caller, route.operation, route.path, asked, resolved, body, headers, request.headers.get("X-Request-Id")
-        )
-        exchange = Exchange(self, call, request, f"req_{secrets.token_hex(12)}")
+        call = Call(caller, route.operation, route.path, asked, resolved, headers, client_request_id)
+        exchange = Exchange(self, call, body, request, f"req_{secrets.token_hex(12)}")
+        del body  # this frame lives as long as the stream
         self.in_flight.add(exchange)
         self.stats.inflight_add(model, 1)
         return await exchange.run()
@@ -112,7 +112,9 @@ class Gateway:
         except ClientError as exc:
             return client_error(request, exc)
         entries = [{"id": name, "object": "model", "created": 0, "owned_by": "meter-proxy"} for name in names]
-        document = {"object": "list", "data": entries} if wanted is None else next(e for e in entries if e["id"] == wanted)
+        document = (
+            {"object": "list", "data": entries} if wanted is None else next(e for e in entries if e["id"] == wanted)
+        )
         response = web.Response(body=msgspec.json.encode(document), content_type="application/json")
         response.headers.extend(cors_headers(request))
         return response
@@ -163,4 +165,4 @@ class _ModelEntry(msgspec.Struct):
 
 
 class _ModelList(msgspec.Struct):
-    data: list[_ModelEntry] = []  # noqa: RUF012 - msgspec copies an empty default
+    data: list[_ModelEntry] = []

@@ -18,14 +18,30 @@ CREDENTIALS = frozenset({"authorization", "api-key", "x-api-key", "cookie", "pro
 OUTLIVES_HANG_UP = frozenset({"x-conversation-id"})
 # The operator's account at the upstream is chosen by the operator.
 OPERATORS_CHOICE = frozenset({"openai-organization", "openai-project"})
-ENDS_HERE = frozenset({"host", "content-length", "accept-encoding", "expect", "origin", "referer", "x-meter-request-id"})
+ENDS_HERE = frozenset(
+    {"host", "content-length", "accept-encoding", "expect", "origin", "referer", "x-meter-request-id"}
+)
 _REQUEST_DROP = HOP_BY_HOP | CREDENTIALS | OUTLIVES_HANG_UP | OPERATORS_CHOICE | ENDS_HERE
 
-_RESPONSE_DROP = HOP_BY_HOP | {"content-length", "set-cookie", "alt-svc", "x-request-id", "x-meter-request-id", "server", "date"}
+_RESPONSE_DROP = HOP_BY_HOP | {
+    "content-length",
+    "set-cookie",
+    "alt-svc",
+    "x-request-id",
+    "x-meter-request-id",
+    "server",
+    "date",
+}
 
 
 def request_head(
-    path: str, host: str, client_headers: Iterable[tuple[str, str]], *, api_key: str | None, length: int, request_id: str
+    path: str,
+    host: str,
+    client_headers: Iterable[tuple[str, str]],
+    *,
+    api_key: str | None,
+    length: int,
+    request_id: str,
 ) -> bytes:
     """The head of our request to the upstream, with the operator's credential instead of the client's."""
     client_headers = list(client_headers)
@@ -54,9 +70,7 @@ def reply_headers(head: ResponseHead, request_id: str, *, secret: str | None) ->
     out = [
         (name, value.replace(secret, "*" * len(secret)) if secret else value)
         for name, value in head.headers
-        if not (
-            (lower := name.lower()) in _RESPONSE_DROP or lower in nominated or lower.startswith("access-control-")
-        )
+        if not ((lower := name.lower()) in _RESPONSE_DROP or lower in nominated or lower.startswith("access-control-"))
     ]
     out.append(("x-request-id", head.get("x-request-id") or request_id))
     out.append(("x-meter-request-id", request_id))
@@ -68,5 +82,6 @@ def reply_headers(head: ResponseHead, request_id: str, *, secret: str | None) ->
 def _nominated(headers: Iterable[tuple[str, str]]) -> frozenset[str]:
     """Header names that a Connection header declares hop-by-hop."""
     values = [value for name, value in headers if name.lower() == "connection"]
-    return frozenset(option.strip().lower() for value in values for option in value.split(",")) if values else frozenset()
-
+    return (
+        frozenset(option.strip().lower() for value in values for option in value.split(",")) if values else frozenset()
+    )

@@ -37,7 +37,6 @@ class Call(NamedTuple):
     path: str  # below the upstream's base_url
     asked: Asked
     model: ResolvedModel
-    body: bytes  # the client's own bytes
     headers: tuple[tuple[str, str], ...]
     client_request_id: str | None
 

@@ -111,8 +111,8 @@ class Relay:
                 self._forward(*early[0])
             else:
                 self._forward(b"".join(payload for payload, _ in early), None)
-            if self._early_bytes > HIGH_WATER_BYTES and self._connection is not None and not self._client_is_slow:
-                self._connection.transport.resume_reading()
+            if self._early_bytes > HIGH_WATER_BYTES and not self._client_is_slow:
+                self._resume_upstream()
         if not self.ended:
             self._watch_idle(idle_s, self._reads, 0)
 
@@ -126,7 +126,7 @@ class Relay:
         self.flush()
 
     async def drained(self, seconds: float) -> None:
-        """The client is gone: count what the upstream still sends, for at most `seconds`. Never raises UpstreamError."""
+        """The client is gone: count what the upstream still sends, for at most `seconds`."""
         self._client = None
         early, self._early = self._early or [], None
         for payload, _ in early:
@@ -237,6 +237,9 @@ class Relay:
         self._client_is_slow = False
         if self._stall_timer is not None:
             self._stall_timer.cancel()
+        self._resume_upstream()
+
+    def _resume_upstream(self) -> None:
         if self._connection is not None and not self.ended and self.error is None:
             self._connection.transport.resume_reading()
 
@@ -294,5 +297,3 @@ class Relay:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-

@@ -8,7 +8,6 @@ from aiohttp import web
 
 from meter_proxy.errors import ClientError, UpstreamError, UpstreamTimeout
 
-
 # `*` is right here: nothing is authenticated by cookies, every caller sends its key itself.
 _EXPOSED = (
     "x-request-id, x-meter-request-id, x-meter-quota-warning, x-should-retry, retry-after, retry-after-ms, "
@@ -34,7 +33,7 @@ def preflight(request: web.BaseRequest) -> web.Response:
         headers={
             "access-control-allow-origin": "*",
             "access-control-allow-methods": "GET, POST, OPTIONS",
-            # "*" does not cover Authorization: headers are named, and those asked for (SDKs send x-stainless-*) allowed.
+            # "*" does not cover Authorization: what is asked for (SDKs send x-stainless-*) is named and allowed.
             "access-control-allow-headers": asked or _ALLOWED_HEADERS,
             "access-control-max-age": str(_PREFLIGHT_MAX_AGE_S),
             "vary": "access-control-request-headers",
@@ -63,9 +62,7 @@ def error(
 
 
 def client_error(request: web.BaseRequest, exc: ClientError) -> web.Response:
-    response = error(
-        request, exc.status, exc.code, exc.message, type=exc.type, param=exc.param, headers=exc.headers
-    )
+    response = error(request, exc.status, exc.code, exc.message, type=exc.type, param=exc.param, headers=exc.headers)
     if request.can_read_body and not request.content.is_eof():
         response.force_close()  # the rest of the body is not worth reading
     return response

@@ -46,7 +46,18 @@ class ResponseSink(Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """One connection. `send` a request, and the answer goes to its sink."""
 
-    __slots__ = ("_body", "_buffer", "_framing", "_half_closed", "_head", "_need", "_sink", "pool", "reused", "transport")
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_framing",
+        "_half_closed",
+        "_head",
+        "_need",
+        "_sink",
+        "pool",
+        "reused",
+        "transport",
+    )
 
     def __init__(self, pool: "UpstreamPool") -> None:
         self.pool = pool
@@ -193,7 +204,9 @@ class UpstreamConnection(asyncio.Protocol):
             if sink is not None:
                 sink.on_end()
         else:
-            self._lose(UpstreamUnavailable(f"upstream {self.pool.name} closed the connection before its answer was whole"))
+            self._lose(
+                UpstreamUnavailable(f"upstream {self.pool.name} closed the connection before its answer was whole")
+            )
 
     def half_close(self) -> float:
         """Tell the upstream that nobody is listening any more, and go on reading what it has already sent.

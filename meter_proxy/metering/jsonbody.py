@@ -6,7 +6,7 @@ these. Costs about 1 ms per MiB, whatever the values hold. All functions expect 
 
 import re
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -63,6 +63,37 @@ def members(text: bytes) -> list[Member]:
         key = _KEY.match(text, position)
         raise DuplicateKey(_decode_name(key[1]) if key is not None else found[-1].name)
     return found
+
+
+def value_at(value: Any, path: tuple[str | int, ...]) -> Any:
+    """What stands at `path` below a decoded value; None if nothing does."""
+    for step in path:
+        try:
+            value = value[step]
+        except (LookupError, TypeError):
+            return None
+    return value
+
+
+def span_at(text: bytes, path: tuple[str | int, ...]) -> tuple[int, int]:
+    """Where the value at `path` stands in `text`. A step into an array is 0, and the array has one element.
+
+    Raises what `members` raises, and LookupError if nothing stands there.
+    """
+    start, end = 0, len(text)
+    for step in path:
+        if isinstance(step, int):
+            if text[start] != ord("[") or step != 0:
+                raise LookupError(step)
+            start, end = start + 1, end - 1
+            continue
+        for member in members(text[start:end]):
+            if member.name == step:
+                start, end = start + member.value_start, start + member.value_end
+                break
+        else:
+            raise LookupError(step)
+    return start, end
 
 
 def with_comma(text: bytes, member: Member) -> tuple[int, int]:

@@ -52,7 +52,7 @@ class Family:
 
 
 class Counter(Family):
-    """A sum of integers that never decreases. `nano`: it counts billionths, and shows them as decimal fractions."""
+    """Sums of integers that never decrease. `nano`: it counts billionths, and shows them as decimal fractions."""
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, nano: bool = False) -> None:
         super().__init__(name, "counter", help, labels)
@@ -62,9 +62,7 @@ class Counter(Family):
             self.values[()] = 0
 
     def add(self, labels: Labels, amount: int) -> None:
-        """Count. The series exists from its first call on, also with 0."""
-        if amount < 0:
-            raise ValueError(f"{self.name} must not decrease")
+        """Count `amount`, at least 0. A series exists from its first call on, also with 0."""
         self.values[labels] = self.values.get(labels, 0) + amount
 
     def _lines(self) -> Iterable[str]:

@@ -5,7 +5,8 @@ done in slices on the event loop: a thread is out of the question in a process t
 """
 
 import asyncio
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,9 @@ from meter_proxy.telemetry.records import RecentRecords, Row, UsageTotals, rows
 
 POLL_S = 0.2  # records are shown within 0.5 s of their settlement, metrics within 1 s
 SLICE = 200  # records before the loop gets its turn: 3 ms
+RETRY_S = 2.0  # when the state directory cannot be read
+
+_log = logging.getLogger("meter_proxy.telemetry")
 
 
 class RecordFeed:
@@ -34,6 +38,7 @@ class RecordFeed:
         self._former = journal_files(state_dir)  # nobody writes to these any more; the tail sees the new ones
         self._recent = RecentRecords()
         self._totals = UsageTotals()
+        self._caught_up = asyncio.Event()
 
     async def run(self) -> None:
         """Follow, until cancelled; first catch up with what former processes left."""
@@ -42,8 +47,13 @@ class RecordFeed:
             if count % SLICE == 0:
                 self.poll()
                 await asyncio.sleep(0)
+        self._caught_up.set()
         while True:
-            self.poll()
+            try:
+                self.poll()
+            except OSError as exc:
+                _log.error("cannot follow the records, trying on: %s", exc)
+                await asyncio.sleep(RETRY_S)
             await asyncio.sleep(POLL_S)
 
     def _former_records(self) -> Iterator[JournalRecord]:
@@ -67,19 +77,23 @@ class RecordFeed:
         self._metrics.forget(worker)
         self._snapshot_files[worker].unlink(missing_ok=True)
 
-    def records(self, limit: int, *, key: str | None = None, since: float = 0.0) -> list[bytes]:
+    async def records(self, limit: int, *, key: str | None = None, since: float = 0.0) -> list[bytes]:
         """The newest `limit` records as JSON, oldest first. See `RecentRecords.newest`."""
+        await self._caught_up.wait()
         return self._recent.newest(limit, key=key, since=since)
 
-    async def usage(self, by: list[str] | tuple[str, ...], since: float = 0.0) -> list[Row]:
+    async def usage(self, by: Sequence[str], since: float = 0.0) -> list[Row]:
         """Totals by `key`, `model`, `day` or some of them, of what was admitted at `since` (Unix seconds) or later."""
+        await self._caught_up.wait()
         if not since:
             return rows(self._totals.after(""), by)
-        # The day that `since` cuts is counted record by record; the days after it are known.
+        # The day that `since` cuts is counted record by record; the totals of the days after it are known.
         day = datetime.fromtimestamp(since, UTC).date().isoformat()
         part = UsageTotals()
         records = self._recent.since(since)
-        for count, record in enumerate(records if records is not None else iter_records(self._state_dir, since=since)):
+        if records is None:
+            records = iter_records(self._state_dir, since=since)
+        for count, record in enumerate(records, start=1):
             if record.time.startswith(day):
                 part.add(record)
             if count % SLICE == 0:

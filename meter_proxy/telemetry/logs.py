@@ -30,7 +30,9 @@ class TextLines(logging.Formatter):
     """`2026-01-31 14:05:09.123 WARNING ledger.sync [4711] the store does not take the books`, local time."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s.%(msecs)03d %(levelname)s %(area)s [%(process)d] %(message)s", "%Y-%m-%d %H:%M:%S")
+        super().__init__(
+            "%(asctime)s.%(msecs)03d %(levelname)s %(area)s [%(process)d] %(message)s", "%Y-%m-%d %H:%M:%S"
+        )
 
     def format(self, record: logging.LogRecord) -> str:
         record.area = _area(record)

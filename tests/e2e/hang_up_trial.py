@@ -113,8 +113,7 @@ async def try_dialect(dialect: str, streams: int, seed: int) -> Trial:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         truth_file = directory / "truth.jsonl"
-        arguments = ["--dialect", dialect, "--rate", "400", "--truth", truth_file]
-        async with running_mock_backend(*arguments) as backend:
+        async with running_mock_backend("--dialect", dialect, "--rate", "400", "--truth", truth_file) as backend:
             config = write_config(directory, basic_config(backend, directory, workers=2))
             async with running_proxy(config, env=ENVIRONMENT) as proxy:
                 slots = asyncio.Semaphore(AT_ONCE)

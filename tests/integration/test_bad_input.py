@@ -170,9 +170,7 @@ async def test_expect_100_continue_is_told_to_go_on_only_with_a_good_key(start: 
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", CHAT, 405), ("POST", "/v1/models", 405)]
 )
-async def test_unknown_url_and_method_are_openai_shaped(
-    start: StartProxy, method: str, path: str, status: int
-) -> None:
+async def test_unknown_url_and_method_are_openai_shaped(start: StartProxy, method: str, path: str, status: int) -> None:
     """SDKs print the message of the JSON, not an HTML page."""
     proxy, _ = await start(NeverAnswers())
     async with await RawClient.connect(proxy.url) as client:
@@ -209,7 +207,9 @@ async def test_operators_credential_is_added_and_never_shown(start: StartProxy) 
     script = Answers(answers.error_json(f"Incorrect API key provided: {secret}."), status=401)
     proxy, upstream = await start(script, upstream={"api_key": secret})
     async with await RawClient.connect(proxy.url) as client:
-        response = await client.request("POST", CHAT, GOOD, key=KEY, headers=[("Cookie", "a=b"), ("Origin", "http://x")])
+        response = await client.request(
+            "POST", CHAT, GOOD, key=KEY, headers=[("Cookie", "a=b"), ("Origin", "http://x")]
+        )
         assert response.status == 401
         body = await response.read()
     assert secret.encode() not in body

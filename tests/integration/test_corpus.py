@@ -23,7 +23,11 @@ def case(name: str) -> dict[str, Any]:
     return document
 
 
-CASES = [name for entry in json.loads((CORPUS / "index.json").read_text()) if case(name := entry["case"])["request"]["path"] in PATHS]
+CASES = [
+    name
+    for entry in json.loads((CORPUS / "index.json").read_text())
+    if case(name := entry["case"])["request"]["path"] in PATHS
+]
 
 
 def answer_of(name: str) -> tuple[int, list[tuple[str, str]], bytes]:

@@ -55,7 +55,12 @@ async def test_during_the_connect_bills_nothing(start: StartProxy, hang_up: Hang
         for filler in fillers:
             filler.close()
     assert (record.outcome, record.status) == (Outcome.CLIENT_DISCONNECTED, None)
-    assert (record.input_tokens, record.output_tokens, record.basis, record.input_basis) == (0, 0, Basis.NONE, Basis.NONE)
+    assert (record.input_tokens, record.output_tokens, record.basis, record.input_basis) == (
+        0,
+        0,
+        Basis.NONE,
+        Basis.NONE,
+    )
 
 
 @hang_ups

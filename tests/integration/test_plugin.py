@@ -44,7 +44,10 @@ async def foreign_app(
 
     async with ScriptedUpstream(script) as upstream:
         path = write_config(
-            directory, basic_config(upstream.url, directory, upstreams={"local": {"base_url": upstream.url, "running_usage": "off"}})
+            directory,
+            basic_config(
+                upstream.url, directory, upstreams={"local": {"base_url": upstream.url, "running_usage": "off"}}
+            ),
         )
         app = web.Application(middlewares=[own])
         app.router.add_get("/hello", hello)
@@ -66,9 +69,10 @@ async def test_streams_are_metered_on_a_foreign_app(
     tmp_path: Path, shared_store: str, handler_cancellation: bool
 ) -> None:
     """Its middleware, its signal and its route work as before."""
-    async with foreign_app(
-        Streams(EVENTS), tmp_path, shared_store, handler_cancellation=handler_cancellation
-    ) as (proxy, log):
+    async with foreign_app(Streams(EVENTS), tmp_path, shared_store, handler_cancellation=handler_cancellation) as (
+        proxy,
+        log,
+    ):
         async with await RawClient.connect(proxy.url) as client:
             response = await client.request("POST", CHAT, ASK, key=KEY)
             assert response.headers["x-own"] == "1"

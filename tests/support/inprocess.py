@@ -1,9 +1,9 @@
 """A proxy in the test's own process and loop: the worker's application, as served, with its books in sight.
 
-    async with in_process_proxy(upstream.url, tmp_path, store.url) as proxy:
-        client = await RawClient.connect(proxy.url)
-        ...
-        record = await proxy.record()
+async with in_process_proxy(upstream.url, tmp_path, store.url) as proxy:
+    client = await RawClient.connect(proxy.url)
+    ...
+    record = await proxy.record()
 """
 
 import contextlib

@@ -90,7 +90,9 @@ def test_top_level(tmp_path: Path, text: str, faults: list[str]) -> None:
         ),
         (
             "{base_url: http://h, running_usage: vlm}",
-            ["1:56: upstreams.local.running_usage: must be one of auto, vllm, sglang, llamacpp, off; did you mean 'vllm'?"],
+            [
+                "1:56: upstreams.local.running_usage: must be one of auto, vllm, sglang, llamacpp, off; did you mean 'vllm'?"
+            ],
         ),
         (
             "{base_url: http://h, tokenizer: cl100k}",
@@ -104,7 +106,10 @@ def test_top_level(tmp_path: Path, text: str, faults: list[str]) -> None:
             "{base_url: http://h, on_disconnect: stop}",
             ["1:56: upstreams.local.on_disconnect: must be cancel, drain, or {drain_for: 5s}"],
         ),
-        ("{base_url: http://h, on_disconnect: {drain_for: 0s}}", ["1:56: upstreams.local.on_disconnect: must be above 0"]),
+        (
+            "{base_url: http://h, on_disconnect: {drain_for: 0s}}",
+            ["1:56: upstreams.local.on_disconnect: must be above 0"],
+        ),
         (
             "{base_url: http://h, bill_prompt: on_first}",
             [
@@ -128,22 +133,23 @@ def test_upstreams(tmp_path: Path, upstream: str, faults: list[str]) -> None:
 @pytest.mark.parametrize(
     ("models", "faults"),
     [
-        ("{'*': {}}", ["2:14: models[\"*\"].upstream: is required"]),
-        ("{'*': local}", ["2:14: models[\"*\"]: must be a mapping, not text"]),
-        ("{a: {upstream: locl}}", ["2:23: models.a.upstream: there is no upstream 'locl'; did you mean 'local'?"]),
-        ("{a: {upstream: [local, x]}}", ["2:31: models.a.upstream[1]: there is no upstream 'x'"]),
-        ("{a: {upstream: [local, local]}}", ["2:31: models.a.upstream[1]: upstream 'local' is listed twice"]),
-        ("{a: {upstream: []}}", ["2:23: models.a.upstream: must not be empty"]),
-        ("{a: {upstream: local, price: {input: 1}}}", ["2:37: models.a.price.output: is required"]),
+        ("{'*': {}}", ["2:15: models[\"*\"].upstream: is required"]),
+        ("{'*': local}", ["2:15: models[\"*\"]: must be a mapping, not text"]),
+        ("{a: {upstream: locl}}", ["2:24: models.a.upstream: there is no upstream 'locl'; did you mean 'local'?"]),
+        ("{a: {upstream: [local, x]}}", ["2:32: models.a.upstream[1]: there is no upstream 'x'"]),
+        ("{a: {upstream: [local, local]}}", ["2:32: models.a.upstream[1]: upstream 'local' is listed twice"]),
+        ("{a: {upstream: []}}", ["2:24: models.a.upstream: must not be empty"]),
+        ("{a: {upstream: local, price: {input: 1}}}", ["2:38: models.a.price.output: is required"]),
         (
             "{a: {upstream: local, price: {input: -1, output: x}}}",
             [
-                "2:45: models.a.price.input: must not be negative",
-                "2:57: models.a.price.output: must be an amount of US dollars such as 2.50",
+                "2:46: models.a.price.input: must not be negative",
+                "2:58: models.a.price.output: must be an amount of US dollars such as 2.50",
             ],
         ),
-        ("{a: {upstream: local, max_output_tokens: 0}}", ["2:49: models.a.max_output_tokens: must be at least 1"]),
+        ("{a: {upstream: local, max_output_tokens: 0}}", ["2:50: models.a.max_output_tokens: must be at least 1"]),
         ("{a b: {upstream: local}}", ["2:10: models[\"a b\"]: must be 1 to 256 printable characters without blanks"]),
+        ("{a: }", ["2:12: models.a.upstream: is required"]),
         ("[a]", ["2:9: models: must be a mapping"]),
         ("{}", ["2:9: models: is required: add `models: {\"*\": {upstream: local}}` to pass any name"]),
     ],
@@ -224,11 +230,11 @@ keys:
         "1:9: listen: must be HOST:PORT, such as 127.0.0.1:8080",
         "3:21: upstreams.local.base_url: must be a URL such as http://127.0.0.1:8000/v1",
         "4:51: upstreams.other.running_usage: must be one of auto, vllm, sglang, llamacpp, off; did you mean 'off'?",
-        "6:38: models.a.price.input: must be an amount of US dollars such as 2.50",
+        "6:39: models.a.price.input: must be an amount of US dollars such as 2.50",
         "7:17: models.b.upstream: there is no upstream 'othr'; did you mean 'other'?",
         "9:36: plans.free.quotas[0].per: must be one of second, minute, hour, day, week, month, total; "
         "did you mean 'day'?",
-        "9:67: plans.free.quotas[2]: has the same id 'tokens-day' as another rule; give one of them a `name` "
+        "9:65: plans.free.quotas[2]: has the same id 'tokens-day' as another rule; give one of them a `name` "
         "(plans.free.quotas[1], line 9)",
         "11:5: keys[0].id: is required",
         "13:13: keys[1].secret: environment variable GONE is not set",

@@ -117,7 +117,15 @@ def test_every_kind_of_store_can_be_named(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["memcached://hunter2", "redis://", "redis://:hunter2@", "redis://h:hunter2", "unix://hunter2", "hunter2", "redis:h"],
+    [
+        "memcached://hunter2",
+        "redis://",
+        "redis://:hunter2@",
+        "redis://h:hunter2",
+        "unix://hunter2",
+        "hunter2",
+        "redis:h",
+    ],
 )
 def test_a_wrong_store_url_is_never_repeated(url: str) -> None:
     """It may hold a password."""

@@ -60,7 +60,17 @@ def test_anything_but_whole_plain_chunks_is_framed_anew(raw: bytes) -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"+5\r\nhello\r\n", b"1_0\r\n", b"5 \r\nhello\r\n", b" 5\r\n", b"0x5\r\n", b"\r\n", b"5\r\nhelloXX", b"g\r\n", b"5" * 2000],
+    [
+        b"+5\r\nhello\r\n",
+        b"1_0\r\n",
+        b"5 \r\nhello\r\n",
+        b" 5\r\n",
+        b"0x5\r\n",
+        b"\r\n",
+        b"5\r\nhelloXX",
+        b"g\r\n",
+        b"5" * 2000,
+    ],
 )
 def test_a_chunk_that_is_not_strict_is_refused(raw: bytes) -> None:
     """int(x, 16) alone would take several of these."""

@@ -1,0 +1,200 @@
+"""The routes of the admin listener.
+
+GET  /                        what there is, for people
+GET  /metrics                 Prometheus
+GET  /healthz  /readyz        alive; able to serve (503 and the reasons if not)
+GET  /api/records /api/usage /api/live
+POST /-/reload
+"""
+
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from meter_proxy.admin.guard import error, guard
+from meter_proxy.ledger.totals import parse_by, parse_since
+from meter_proxy.telemetry.exposition import CONTENT_TYPE
+from meter_proxy.telemetry.feed import RecordFeed
+from meter_proxy.telemetry.metrics import Metrics
+from meter_proxy.telemetry.records import MAX_RECENT
+
+DEFAULT_LIMIT = 100
+DEFAULT_BY = "key,model,day"
+BATCH = 500  # records in one write: 300 KB, 0.1 ms
+RESTART_NEEDED = "Reloading the configuration is not possible in this version: restart the proxy."
+
+
+class WorkerState(msgspec.Struct, frozen=True):
+    """A worker as `/api/live` shows it. `restarts`: how often it was replaced."""
+
+    index: int
+    pid: int | None
+    state: str
+    restarts: int
+
+
+class Proxy(Protocol):
+    """What is asked about the running proxy; `workers.Supervisor` answers."""
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why no (or not every) request can be served; empty when ready."""
+
+    def worker_states(self) -> Sequence[WorkerState]:
+        """Each worker, by its index."""
+
+    @property
+    def uptime_s(self) -> float:
+        """Since when it runs."""
+
+
+class BadParameter(Exception):
+    """A query parameter that cannot be used."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+def build(metrics: Metrics, feed: RecordFeed, proxy: Proxy, *, admin_token: str | None) -> web.Application:
+    """The admin application. It reads the clock only for `since=7d`."""
+    admin = Admin(metrics, feed, proxy)
+    app = web.Application(middlewares=[_errors, guard(admin_token)])
+    app.router.add_get("/", admin.page)
+    app.router.add_get("/metrics", admin.metrics)
+    app.router.add_get("/healthz", admin.healthz)
+    app.router.add_get("/readyz", admin.readyz)
+    app.router.add_get("/api/records", admin.records)
+    app.router.add_get("/api/usage", admin.usage)
+    app.router.add_get("/api/live", admin.live)
+    app.router.add_post("/-/reload", admin.reload)
+    app.on_response_prepare.append(_sign)
+    return app
+
+
+class Admin:
+    """The handlers."""
+
+    def __init__(self, metrics: Metrics, feed: RecordFeed, proxy: Proxy) -> None:
+        self._metrics = metrics
+        self._feed = feed
+        self._proxy = proxy
+        self._page = files("meter_proxy.admin").joinpath("static/index.html").read_bytes()
+
+    async def page(self, request: web.Request) -> web.Response:
+        """A list of links."""
+        return web.Response(body=self._page, content_type="text/html", charset="utf-8")
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Prometheus' text format."""
+        return web.Response(body=self._metrics.render().encode(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """The process lives."""
+        return _json({"status": "ok"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Every worker accepts connections."""
+        reasons = self._proxy.reasons_not_ready()
+        return _json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+    async def records(self, request: web.Request) -> web.StreamResponse:
+        """The newest `limit` records of all workers, oldest first by settlement."""
+        query = _parameters(request, "limit", "key", "since")
+        limit = _limit(query.get("limit"))
+        records = await self._feed.records(limit, key=query.get("key"), since=_since(query.get("since")))
+        response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+        await response.prepare(request)
+        separator = b'{"data":['
+        for start in range(0, len(records), BATCH):
+            await response.write(separator + b",".join(records[start : start + BATCH]))
+            separator = b","
+        await response.write(b"]}" if records else separator + b"]}")
+        return response
+
+    async def usage(self, request: web.Request) -> web.Response:
+        """Totals."""
+        query = _parameters(request, "by", "since")
+        try:
+            by = parse_by(query.get("by", DEFAULT_BY))
+        except ValueError as exc:
+            raise BadParameter("by", str(exc)) from exc
+        return _json({"data": await self._feed.usage(by, _since(query.get("since")))})
+
+    async def live(self, request: web.Request) -> web.Response:
+        """What is going on now."""
+        inflight = {model: count for (model,), count in self._metrics.inflight.values.items()}
+        return _json(
+            {
+                "ready": not self._proxy.reasons_not_ready(),
+                "uptime_s": round(self._proxy.uptime_s, 3),
+                "workers": self._proxy.worker_states(),
+                "inflight": inflight,
+            }
+        )
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """Not in this version."""
+        return error(501, "not_implemented", RESTART_NEEDED)
+
+
+def _parameters(request: web.Request, *known: str) -> dict[str, str]:
+    """The query, each parameter at most once; an empty value is as none. Raises BadParameter for others."""
+    query: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name not in known:
+            raise BadParameter(name, f"There is no parameter {name!r} here, only {', '.join(known)}.")
+        if name in query:
+            raise BadParameter(name, f"{name!r} is given twice.")
+        query[name] = value
+    return {name: value for name, value in query.items() if value}
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_LIMIT
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MAX_RECENT):
+        raise BadParameter("limit", f"limit must be a whole number from 1 to {MAX_RECENT}.")
+    return int(text)
+
+
+def _since(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    try:
+        return parse_since(text, time.time())
+    except ValueError as exc:
+        raise BadParameter("since", str(exc)) from exc
+
+
+def _json(data: object, *, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(data), content_type="application/json")
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except BadParameter as exc:
+        return error(400, "invalid_parameter", str(exc), param=exc.name)
+    except web.HTTPNotFound:
+        return error(404, "unknown_url", "Unknown request URL. See / for what there is.")
+    except web.HTTPMethodNotAllowed as exc:
+        allowed = ", ".join(sorted(exc.allowed_methods))
+        refusal = error(405, "method_not_allowed", f"Not allowed here. Use {allowed}.")
+        refusal.headers["Allow"] = allowed
+        return refusal
+
+
+async def _sign(request: web.Request, response: web.StreamResponse) -> None:
+    """Tell nobody which server this is; let no browser guess types, frame the page or keep an answer."""
+    response.headers.popall("Server", None)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Content-Security-Policy"] = (
+        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+    )
+    response.headers["Cache-Control"] = "no-store"

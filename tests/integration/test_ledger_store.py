@@ -1,0 +1,275 @@
+"""The books in a real Redis and a real Valkey: what the script does, and which servers are refused."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from meter_proxy.errors import CannotStart, StoreError
+from meter_proxy.ledger import Ledger
+from meter_proxy.ledger.books import FIELDS
+from meter_proxy.ledger.reading import iter_records
+from meter_proxy.ledger.store import Store, check_store
+from meter_proxy.ledger.sync import Merge, ModelTotals
+from tests.support.records import totals_in_redis, totals_of, usage_record
+from tests.support.servers import StoreServer, free_port
+from tests.support.waiting import until, until_blocking
+
+EXPIRES_AT = 4_102_444_800  # 2100-01-01
+USAGE, BOOKS = "mp:{acc}:usage:alice:20260301", "mp:{acc}:books:alice:20260301"
+
+
+@pytest.fixture(scope="module", params=["redis", "valkey"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreServer]:
+    """Both engines, one of each for the module."""
+    start = StoreServer.redis if request.param == "redis" else StoreServer.valkey
+    with start(tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
+@pytest.fixture
+async def store(server: StoreServer) -> AsyncIterator[Store]:
+    """A connection to an empty server."""
+    with server.client() as client:
+        client.flushall()
+    store = Store(server.url)
+    yield store
+    await store.close()
+
+
+def message(journal_id: str, *models: tuple[str, int, int], acked: int = 0, expires_at: int = EXPIRES_AT) -> Merge:
+    """One message of `models`: (label, requests, the other totals)."""
+    totals = tuple(ModelTotals(label, acked, (requests, *[amount] * 5)) for label, requests, amount in models)
+    return Merge("acc", "alice", "20260301", journal_id, expires_at, totals)
+
+
+async def test_the_usage_hash_is_plain_integers_and_nothing_else(server: StoreServer, store: Store) -> None:
+    """All six fields of each model, zeros too; model names may hold the separator."""
+    assert await store.merge([message("j1", ("m|1", 2, 0), ("m2", 1, 7)), message("j2", ("m2", 1, 8))]) == [False] * 2
+    with server.client() as client:
+        assert client.hgetall(USAGE) == {
+            **{f"m|1|{field}": "2" if field == "requests" else "0" for field in FIELDS},
+            **{f"m2|{field}": "2" if field == "requests" else "15" for field in FIELDS},
+        }
+        assert client.hget(BOOKS, "j1|m|1|requests") == "2"
+        assert set(client.keys()) == {USAGE, BOOKS}
+
+
+async def test_repeated_late_and_reordered_messages_change_nothing(server: StoreServer, store: Store) -> None:
+    """However the messages of three journals arrive, and how often, the sum is that of the last totals."""
+    chance = random.Random(4)
+    for _ in range(20):
+        with server.client() as client:
+            client.flushall()
+        messages = [message(f"j{j}", ("m1", n, n * j * 10), ("m2", n, n)) for j in (1, 2, 3) for n in range(1, 6)]
+        arriving = messages + chance.choices(messages, k=20)
+        chance.shuffle(arriving)
+        for start in range(0, len(arriving), 7):
+            assert not any(await store.merge(arriving[start : start + 7]))
+        with server.client() as client:
+            assert client.hget(USAGE, "m1|requests") == "15"
+            assert client.hget(USAGE, "m1|cost_nano_usd") == str(5 * (10 + 20 + 30))
+            assert client.hget(USAGE, "m2|input_tokens") == "15"
+
+
+async def test_totals_are_exact_to_the_last_nano_dollar(server: StoreServer, store: Store) -> None:
+    """Beyond 2^53, where floats skip every second integer, too."""
+    big = 2**60 + 1
+    for total in (big, big + 2, big + 1):
+        await store.merge([message("j1", ("m1", total, total)), message("j2", ("m1", 1, 1))])
+    with server.client() as client:
+        assert {client.hget(USAGE, f"m1|{field}") for field in FIELDS} == {str(big + 3)}
+
+
+async def test_expiry_is_set_once(server: StoreServer, store: Store) -> None:
+    """The first write decides; later ones, and a changed retention, extend nothing."""
+    await store.merge([message("j1", ("m1", 1, 1))])
+    await store.merge([message("j1", ("m1", 2, 1), expires_at=EXPIRES_AT + 99)])
+    with server.client() as client:
+        assert [client.expiretime(name) for name in (USAGE, BOOKS)] == [EXPIRES_AT] * 2
+
+
+@pytest.mark.parametrize("gone", [(USAGE,), (BOOKS,), (USAGE, BOOKS)])
+async def test_lost_data_is_reported_and_mended_by_sending_again(
+    server: StoreServer, store: Store, gone: tuple[str, ...]
+) -> None:
+    """Also when only one of the two hashes is gone: then both begin anew, and count nothing twice."""
+    await store.merge([message("j1", ("m1", 3, 30)), message("j2", ("m1", 4, 40))])
+    with server.client() as client:
+        client.delete(*gone)
+    assert await store.merge([message("j1", ("m1", 3, 30), acked=3)]) == [True]
+    assert await store.merge([message("j1", ("m1", 3, 30), acked=3)]) == [False]
+    assert await store.merge([message("j2", ("m1", 4, 40), acked=4)]) == [True]
+    with server.client() as client:
+        assert client.hget(USAGE, "m1|input_tokens") == "70"
+
+
+async def test_a_key_of_another_type_is_an_error_of_its_own(server: StoreServer, store: Store) -> None:
+    """WRONGTYPE, or an overflow, stops that message, not the batch, and leaves no half-counted field."""
+    await store.merge([message("j1", ("m1", 1, 2**63 - 1))])
+    with server.client() as client:
+        client.mset({f"mp:{{acc}}:{kind}:bob:20260301": "not ours" for kind in ("usage", "books")})
+    wrong_type = message("j1", ("m1", 1, 1))._replace(key="bob")
+    overflow = message("j2", ("m1", 1, 1))
+    replies = await store.merge([wrong_type, overflow, message("j1", ("m2", 1, 1))])
+    assert [isinstance(reply, StoreError) for reply in replies] == [True, True, False]
+    with server.client() as client:
+        assert client.hget(USAGE, "m1|input_tokens") == str(2**63 - 1)
+        assert client.hget(USAGE, "m2|requests") == "1"
+
+
+async def test_the_script_is_loaded_again_after_it_was_forgotten(server: StoreServer, store: Store) -> None:
+    """SCRIPT FLUSH and a restart cost one more round trip."""
+    await store.merge([message("j1", ("m1", 1, 1))])
+    with server.client() as client:
+        client.script_flush()
+    assert await store.merge([message("j1", ("m1", 2, 2))]) == [False]
+    with server.client() as client:
+        assert client.hget(USAGE, "m1|requests") == "2"
+
+
+async def test_full_memory_is_refused_as_a_whole(server: StoreServer, store: Store) -> None:
+    """Out of memory is the server's trouble: nothing is written, everything is tried again."""
+    await store.merge([message("j1", ("m1", 1, 1))])
+    server.configure(maxmemory="1")
+    try:
+        with pytest.raises(StoreError, match="OOM|maxmemory"):
+            await store.merge([message("j1", ("m1", 2, 2))])
+    finally:
+        server.configure(maxmemory="0")
+    assert await store.merge([message("j1", ("m1", 2, 2))]) == [False]
+
+
+async def test_a_hanging_server_costs_a_quarter_of_a_second(server: StoreServer, store: Store) -> None:
+    """A server that does not answer is given up; its late answer confuses nobody."""
+    await store.merge([message("j1", ("m1", 1, 1))])
+    server.pause()
+    try:
+        with pytest.raises(StoreError, match="did not answer within 250 ms"):
+            async with asyncio.timeout(2):
+                await store.merge([message("j1", ("m1", 2, 2), acked=99)])
+    finally:
+        server.resume()
+    assert await store.merge([message("j1", ("m1", 3, 3))]) == [False]
+    assert await store.merge([]) == []
+
+
+async def test_two_workers_and_an_emptied_server(server: StoreServer, store: Store, tmp_path: Path) -> None:
+    """Two ledgers on one store add up; after FLUSHALL in the middle, and a kill, usage equals the records again."""
+    ledgers = [Ledger(tmp_path / f"w{worker}", Store(server.url), workers=2) for worker in range(2)]
+    for ledger in ledgers:
+        await ledger.start()
+
+    async def settle(count: int) -> None:
+        for number in range(count):
+            for ledger in ledgers:
+                ledger.settle(usage_record(key=f"k{number % 7}", model=f"m{number % 3}", reasoning_tokens=number))
+            if number % 10 == 0:
+                await asyncio.sleep(0.001)
+
+    def is_equal() -> bool:
+        with server.client() as client:
+            expected = totals_of(iter_records(tmp_path))
+            return totals_in_redis(client) == expected == totals_in_redis(client, "books")
+
+    await settle(300)
+    await until(is_equal, "Redis equals the records")
+    with server.client() as client:
+        client.flushall()
+    await settle(100)
+    await until(lambda: all(ledger.regressions >= 1 for ledger in ledgers), "both have noticed")
+    await until(is_equal, "Redis equals the records again")
+    server.kill()
+    await settle(100)
+    await until(lambda: not any(ledger.store_up for ledger in ledgers), "both have noticed")
+    assert all(ledger.can_write for ledger in ledgers)
+    server.start()
+    await until(lambda: all(ledger.unsynced == 0 for ledger in ledgers), "both have caught up")
+    assert is_equal()
+    for ledger in ledgers:
+        await ledger.stop()
+    assert is_equal()
+    assert sum(totals_of(iter_records(tmp_path)).values()) > 0
+
+
+async def test_a_good_server_passes_the_check(server: StoreServer) -> None:
+    """And the check leaves nothing behind."""
+    with server.client() as client:
+        client.flushall()
+        await check_store(server.url)
+        assert client.keys() == []
+
+
+async def test_an_evicting_server_is_refused(server: StoreServer) -> None:
+    """The message names the setting, also where CONFIG is forbidden and INFO must tell."""
+    server.configure(maxmemory_policy="allkeys-lru")
+    with server.client() as client:
+        client.acl_setuser("limited", enabled=True, passwords=["+hidden"], keys=["*"], commands=["+@all", "-config"])
+    try:
+        for url in (server.url, f"redis://limited:hidden@127.0.0.1:{server.port}/0"):
+            with pytest.raises(CannotStart, match="set maxmemory-policy to noeviction") as refusal:
+                await check_store(url)
+            assert "hidden" not in str(refusal.value)
+    finally:
+        server.configure(maxmemory_policy="noeviction")
+    await check_store(f"redis://limited:hidden@127.0.0.1:{server.port}/0")
+
+
+async def test_a_user_without_permission_is_refused(server: StoreServer) -> None:
+    """At the start, not with the first record."""
+    with server.client() as client:
+        client.acl_setuser("reader", enabled=True, passwords=["+hidden"], keys=["other:*"], commands=["+@all"])
+    with pytest.raises(CannotStart, match="permission"):
+        await check_store(f"redis://reader:hidden@127.0.0.1:{server.port}/0")
+
+
+async def test_a_wrong_password_is_refused_and_not_shown(server: StoreServer) -> None:
+    """The message names the address."""
+    with pytest.raises(CannotStart, match=f"127.0.0.1:{server.port} refused the user name or password") as refusal:
+        await check_store(f"redis://somebody:hidden@127.0.0.1:{server.port}/0")
+    assert "hidden" not in str(refusal.value)
+
+
+async def test_a_replica_is_refused(server: StoreServer) -> None:
+    """It could not be written."""
+    with server.client() as client:
+        client.replicaof("127.0.0.1", str(free_port()))
+        try:
+            with pytest.raises(CannotStart, match="is a replica"):
+                await check_store(server.url)
+        finally:
+            client.replicaof("no", "one")
+
+
+async def test_an_unreachable_server_is_refused_in_one_line() -> None:
+    """The address is shown, the password is not."""
+    port = free_port()
+    for scheme in ("redis", "rediss"):
+        with pytest.raises(CannotStart, match=f"cannot reach Redis at 127.0.0.1:{port}") as refusal:
+            await check_store(f"{scheme}://user:hidden@127.0.0.1:{port}/0?password=hidden")
+        assert "hidden" not in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(CannotStart, match="/no/such.sock"):
+        await check_store("unix:///no/such.sock")
+
+
+@pytest.mark.parametrize("url", ["redis+sentinel://a:1/mymaster", "redis+cluster://a:1"])
+async def test_sentinel_and_cluster_come_later(url: str) -> None:
+    """They are named as what they are: not there yet."""
+    with pytest.raises(CannotStart, match="comes with a later version"):
+        await check_store(url)
+
+
+@pytest.mark.parametrize("url", ["http://hidden@a", "redis://:hidden@a:port", "redis://:hidden@a/0?db=x&socket_timeout=y"])
+async def test_a_malformed_url_is_refused_and_not_shown(url: str) -> None:
+    """One line, without what may be a password."""
+    with pytest.raises(CannotStart, match=r"redis\.url") as refusal:
+        await check_store(url)
+    assert "hidden" not in str(refusal.value)
+
+
+def test_the_server_was_left_as_found(server: StoreServer) -> None:
+    """The tests above share it."""
+    until_blocking(server.answers, "it answers")

@@ -1,0 +1,305 @@
+"""The seam: what is settled is in the journal and on its way to the store, whatever either of them does."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from meter_proxy.errors import CannotStart
+from meter_proxy.ledger import Ledger, ledger, sync
+from meter_proxy.ledger.reading import iter_records
+from meter_proxy.ledger.sync import day_expires_at
+from tests.support.records import totals_of, usage_record
+from tests.support.waiting import until
+from tests.unit.ledger.stores import InMemory, LosesReplies, RefusesOneKey, Slow, Unreachable
+
+NOW = 1772366400.0  # 2026-03-01T12:00:00Z
+MakeLedger = Callable[..., Ledger]
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same behaviour in less time."""
+    monkeypatch.setattr(sync, "COALESCE_S", 0.001)
+    monkeypatch.setattr(sync, "CHECK_S", 0.01)
+    monkeypatch.setattr(sync, "BACKOFF_FIRST_S", 0.001)
+    monkeypatch.setattr(sync, "BACKOFF_MAX_S", 0.01)
+    monkeypatch.setattr(ledger, "REWRITE_S", 0.001)
+    monkeypatch.setattr(ledger, "STOP_S", 0.2)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> MakeLedger:
+    """`make(store, worker=0, workers=1)`: a ledger in the test's state directory, its clock at NOW."""
+
+    def make_ledger(store: InMemory | None, worker: int = 0, workers: int = 1) -> Ledger:
+        return Ledger(tmp_path / f"w{worker}", store, workers=workers, clock=lambda: NOW, jitter=lambda: 0.5)
+
+    return make_ledger
+
+
+async def settle_and_stop(books: Ledger, *keys: str) -> None:
+    await books.start()
+    for key in keys:
+        books.settle(usage_record(key=key))
+    await books.stop()
+
+
+async def test_settled_is_in_journal_and_store(make: MakeLedger, tmp_path: Path) -> None:
+    """Every record is in the journal when settle returns, and in the store soon after."""
+    store = InMemory()
+    books = make(store)
+    await books.start()
+    assert books.store_up
+    for number in range(300):
+        books.settle(usage_record(key=f"k{number % 150}", model="m1" if number % 3 else "m2", cached_input_tokens=number))
+    assert len(list(iter_records(tmp_path))) == 300
+    assert books.unsynced == 300
+    await until(lambda: books.unsynced == 0, "everything is acknowledged")
+    assert store.totals() == totals_of(iter_records(tmp_path))
+    assert max(store.batches) <= sync.MAX_BATCH + 2
+    await books.stop()
+    assert store.is_closed
+
+
+async def test_without_a_store_the_books_stay_here(make: MakeLedger, tmp_path: Path) -> None:
+    """A ledger without a store writes its journal all the same."""
+    await settle_and_stop(books := make(None), "alice")
+    assert len(list(iter_records(tmp_path))) == 1
+    assert (books.unsynced, books.store_up, books.regressions) == (0, False, 0)
+
+
+async def test_what_is_settled_meanwhile_rides_in_the_next_batch(make: MakeLedger, tmp_path: Path) -> None:
+    """One batch is under way at a time; what changes under way is not taken for acknowledged."""
+    store = Slow()
+    books = make(store)
+    await books.start()
+    books.settle(usage_record())
+    await until(lambda: store.under_way, "the first batch is under way")
+    books.settle(usage_record())
+    books.settle(usage_record(key="bob"))
+    assert books.unsynced == 3
+    store.answer.set()
+    await until(lambda: books.unsynced == 0, "everything is acknowledged")
+    assert not store.overlapped
+    assert store.totals() == totals_of(iter_records(tmp_path))
+    await books.stop()
+
+
+async def test_an_outage_costs_nothing(make: MakeLedger, tmp_path: Path) -> None:
+    """While the store is away, settling goes on; afterwards every key is sent once."""
+    store = Unreachable()
+    books = make(store)
+    await books.start()
+    assert not books.store_up
+    for _ in range(50):
+        books.settle(usage_record())
+    await until(lambda: store.attempts > 5, "it is tried again and again")
+    assert books.can_write
+    assert books.unsynced == 50
+    store.is_away = False
+    await until(lambda: books.unsynced == 0 and books.store_up, "everything is acknowledged")
+    assert [message.key for message in store.messages].count("alice") <= 2
+    assert store.totals() == totals_of(iter_records(tmp_path))
+    await books.stop()
+
+
+async def test_lost_replies_count_nothing_twice(make: MakeLedger, tmp_path: Path) -> None:
+    """A batch that was applied but not acknowledged is sent again, to no effect."""
+    store = LosesReplies(5)
+    await settle_and_stop(make(store), "alice", "bob")
+    assert len(store.messages) >= 12
+    assert store.totals() == totals_of(iter_records(tmp_path))
+
+
+async def test_one_bad_key_does_not_hold_up_the_others(make: MakeLedger, caplog: pytest.LogCaptureFixture) -> None:
+    """A key that the store cannot count is reported once, waits, and catches up when it is put right."""
+    store = RefusesOneKey()
+    books = make(store)
+    await books.start()
+    for number in range(1, 4):
+        books.settle(usage_record(key="bad"))
+        books.settle(usage_record(key="good"))
+        await until(lambda: books.unsynced == number, "only the bad one is missing")  # noqa: B023
+    assert books.store_up
+    store.is_wrong = False
+    await until(lambda: books.unsynced == 0, "the bad one caught up")
+    assert sum("cannot count bad" in record.message for record in caplog.records) == 1
+    await books.stop()
+
+
+@pytest.mark.parametrize("loses", ["everything", "the newest"])
+async def test_a_store_that_lost_data_gets_everything_again(make: MakeLedger, tmp_path: Path, loses: str) -> None:
+    """Found out within a second without traffic, counted as one regression, mended from all incarnations' journals."""
+    store = InMemory()
+    await settle_and_stop(make(store), "alice", "former")
+    books = make(store)
+    await books.start()
+    books.settle(usage_record())
+    await until(lambda: books.unsynced == 0, "the first is acknowledged")
+    snapshot = dict(store.books)
+    books.settle(usage_record(key="bob"))
+    await until(lambda: books.unsynced == 0, "the second is acknowledged")
+    expected = totals_of(iter_records(tmp_path))
+    assert store.totals() == expected
+    store.books = {} if loses == "everything" else snapshot
+    await until(lambda: store.totals() == expected, "everything is back")
+    assert books.regressions == 1
+    books.settle(usage_record())
+    await books.stop()
+    assert books.regressions == 1
+    assert store.totals() == totals_of(iter_records(tmp_path))
+
+
+async def test_the_next_start_sends_what_the_last_could_not(make: MakeLedger, tmp_path: Path) -> None:
+    """A stop during an outage is bounded, and loses nothing."""
+    away = Unreachable()
+    await settle_and_stop(make(away), "alice", "bob")
+    assert away.totals() == {}
+    store = InMemory()
+    books = make(store)
+    await books.start()
+    await until(lambda: store.totals() == totals_of(iter_records(tmp_path)), "the former journal is counted")
+    await books.stop()
+
+
+async def test_what_the_store_has_is_not_sent_again(make: MakeLedger) -> None:
+    """After a clean stop the next start asks about one book of it, and replays nothing."""
+    store = InMemory()
+    await settle_and_stop(make(store), *(f"k{number}" for number in range(20)))
+    store.messages.clear()
+    books = make(store)
+    await books.start()
+    await until(lambda: store.messages, "the last book is checked")
+    await books.stop()
+    assert {message.key for message in store.messages} == {"k19"}
+
+
+async def test_a_store_emptied_between_two_runs_gets_everything_again(make: MakeLedger, tmp_path: Path) -> None:
+    """The check at the start finds it out."""
+    await settle_and_stop(make(InMemory()), "alice", "bob")
+    await settle_and_stop(make(InMemory(), 1, 2), "carol")
+    store = InMemory()
+    books = make(store)
+    await books.start()
+    await until(lambda: store.totals() == totals_of(iter_records(tmp_path)), "everything is back, of worker 1 too")
+    assert books.regressions >= 1
+    await books.stop()
+
+
+async def test_worker_0_looks_after_workers_that_are_no_more(make: MakeLedger, tmp_path: Path) -> None:
+    """With fewer workers now, the journals of the others are brought to the store; those of live ones are theirs."""
+    for worker in range(4):
+        await settle_and_stop(make(Unreachable(), worker, 4), f"k{worker}")
+    store = InMemory()
+    books = make(store, 0, 2)
+    await books.start()
+    await until(lambda: {key for _, key, *_ in store.totals()} == {"k0", "k2", "k3"}, "three journals are counted")
+    await books.stop()
+    assert (tmp_path / "w1").is_dir()
+    store.messages.clear()
+    await settle_and_stop(make(store, 1, 2))
+    assert {message.key for message in store.messages} <= {"k1"}
+
+
+async def test_expired_days_are_not_sent(make: MakeLedger) -> None:
+    """A day whose counters have expired does not come back; the start is not held up by it."""
+    away = make(Unreachable())
+    await away.start()
+    away.settle(usage_record(key="old", time="2024-01-01T00:00:00.000Z"))
+    away.settle(usage_record(key="new"))
+    await away.stop()
+    store = InMemory()
+    books = make(store)
+    await books.start()
+    await until(lambda: list(books.directory.glob("*.synced")), "the former journal is done with")
+    assert {message.key for message in store.messages} == {"new"}
+    assert {message.expires_at for message in store.messages} == {1772409600 + 400 * 86_400}
+    await books.stop()
+
+
+def test_counters_expire_after_the_end_of_their_day() -> None:
+    """The retention begins when the day ends, in UTC."""
+    assert day_expires_at("20260301", 60) == 1772409600 + 60  # 2026-03-02T00:01:00Z
+
+
+class FullDisk:
+    """`os.write` that refuses while `is_full`."""
+
+    def __init__(self) -> None:
+        self.is_full = True
+        self._write = os.write
+
+    def __call__(self, fd: int, data: bytes) -> int:
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        return self._write(fd, data)
+
+
+async def test_a_full_disk_delays_records_but_loses_none(
+    make: MakeLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the disk is full `can_write` is False and nothing is in the books; then all come, in their order."""
+    disk = FullDisk()
+    store = InMemory()
+    books = make(store)
+    await books.start()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", disk)
+        for number in range(5):
+            books.settle(usage_record(id=f"r{number}"))
+            assert not books.can_write
+        assert books.unsynced == 5
+        assert list(iter_records(tmp_path)) == []
+        disk.is_full = False
+        await until(lambda: books.can_write, "the disk takes records again")
+    assert [record.id for record in iter_records(tmp_path)] == [f"r{number}" for number in range(5)]
+    books.settle(usage_record(id="r5"))
+    await books.stop()
+    assert store.totals() == totals_of(iter_records(tmp_path))
+    assert [record.id for record in iter_records(tmp_path)][-1] == "r5"
+
+
+async def test_records_that_could_never_be_written_are_logged_whole(
+    make: MakeLedger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the disk is still full at the end, the log is the last place that keeps the record."""
+    books = make(InMemory())
+    await books.start()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", FullDisk())
+        books.settle(usage_record(id="the-last-one"))
+        await books.stop()
+    assert any('"id":"the-last-one"' in record.message for record in caplog.records)
+
+
+async def test_one_process_a_directory(make: MakeLedger) -> None:
+    """A second ledger on the same directory does not start, and disturbs nothing."""
+    books = make(InMemory())
+    await books.start()
+    with pytest.raises(CannotStart, match=f"process {os.getpid()}"):
+        await make(InMemory()).start()
+    await books.stop()
+    await settle_and_stop(make(InMemory()))
+
+
+async def test_incarnations_without_records_leave_nothing(make: MakeLedger) -> None:
+    """Restarting a thousand times does not make a thousand files."""
+    for _ in range(3):
+        await settle_and_stop(books := make(InMemory()))
+    (books.directory / "records-killed.jsonl").touch()
+    await settle_and_stop(make(InMemory()))
+    assert list(books.directory.glob("records-*")) == []
+
+
+async def test_the_label_is_decided_once(make: MakeLedger, tmp_path: Path) -> None:
+    """The journal line, the books and everybody who reads them agree on `other`."""
+    store = InMemory()
+    books = make(store)
+    await books.start()
+    books.settle(usage_record(model="unknown", status=500))
+    books.settle(usage_record(model="known", status=200))
+    await books.stop()
+    assert [record.model_label for record in iter_records(tmp_path)] == ["other", "known"]
+    assert {label for *_, label, _ in store.totals()} == {"other", "known"}
