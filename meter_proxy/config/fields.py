@@ -50,9 +50,12 @@ def _written(*forms: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [*forms, _VARIABLE]})
 
 
-def _human(unit: str, minimum: int | None = None) -> dict[str, Any]:
-    bound = {} if minimum is None else {"minimum": minimum}
-    return {"type": ["number", "string"], "pattern": rf"^[0-9][0-9_]*(\.[0-9]+)?\s*{unit}$", **bound}
+def _human(unit: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": rf"^[0-9][0-9_]*(\.[0-9]+)?\s*{unit}$"}
+
+
+def _at_least(minimum: int, unit: str) -> dict[str, Any]:
+    return {**_human(unit), "type": ["number", "string"], "minimum": minimum}
 
 
 class OneOf:
@@ -138,11 +141,11 @@ ModelName = Annotated[
     str, BeforeValidator(values.model_name), _written({**_TEXT, "maxLength": values.MAX_MODEL_NAME_CHARS})
 ]
 Switch = Annotated[bool, BeforeValidator(values.switch), _written({"type": "boolean"})]
-Count = Annotated[int, BeforeValidator(values.count), _written(_human("[kM]?", minimum=1))]
-Size = Annotated[int, BeforeValidator(values.size_bytes), _written(_human("[KMG]?", minimum=1))]
+Count = Annotated[int, BeforeValidator(values.count), _written(_at_least(1, "[kM]?"))]
+Size = Annotated[int, BeforeValidator(values.size_bytes), _written(_at_least(1, "[KMG]?"))]
 Seconds = Annotated[float, BeforeValidator(values.duration_s), _written(_human("(ms|s|m|h|d)"))]
-Money = Annotated[Decimal, BeforeValidator(values.money_usd), _written(_human("[kM]?", minimum=0))]
-Share = Annotated[float, BeforeValidator(values.fraction), _written(_human("%?", minimum=0))]
+Money = Annotated[Decimal, BeforeValidator(values.money_usd), _written(_at_least(0, "[kM]?"))]
+Share = Annotated[float, BeforeValidator(values.fraction), _written(_at_least(0, "%?"))]
 Instant = Annotated[datetime, BeforeValidator(values.instant), _written({"type": "string"})]
 Zone = Annotated[str, BeforeValidator(values.zone), _written(_TEXT)]
 

@@ -162,7 +162,7 @@ class Upstream(Section):
     bill_prompt: Annotated[Literal["on_first_token", "always", "never"], OneOf()] = Field(
         "on_first_token", description="The input of an exchange that ended before its first token."
     )
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = Field(default_factory=Timeouts)
 
     @property
     def api_key(self) -> SecretStr | None:
@@ -268,6 +268,8 @@ class Account(Section):
 class Key(Section):
     """A caller. `id` is its public name; the secret is known by its SHA-256 only."""
 
+    model_config = ConfigDict(json_schema_extra={"required": ["id", "secret"]})  # as in Config
+
     id: Id
     secret_sha256: Annotated[tuple[KeyDigest, ...], OneOrMore()] = Field(
         (), alias="secret", max_length=2, repr=False, description="Two while one is rotated for the other."
@@ -302,12 +304,9 @@ class Key(Section):
 
 
 class Config(Section):
-    """The whole configuration of a proxy.
+    """The whole configuration of a proxy."""
 
-    `upstreams` and `models` must not be empty and a key must have a secret: checks.py says so, since a
-    fault there shall not hide the faults of everything else.
-    """
-
+    # That these are there is looked at by checks.py: their absence shall not hide the faults of everything else.
     model_config = ConfigDict(json_schema_extra={"required": ["upstreams", "models"]})
 
     listen: Listener = Field("127.0.0.1:8080", validate_default=True, description="Where clients connect.")
@@ -322,8 +321,8 @@ class Config(Section):
     path_prefixes: tuple[PathPrefix, ...] = Field(
         ("/v1",), min_length=1, description="Where the operations are served."
     )
-    limits: Limits = Limits()
-    redis: RedisConfig = RedisConfig()
+    limits: Limits = Field(default_factory=Limits)
+    redis: RedisConfig = Field(default_factory=RedisConfig)
     upstreams: dict[Id, Upstream] = {}
     models: dict[ModelName, Model] = Field({}, description='What callers may ask for; "*" passes any name.')
     plans: dict[Id, Plan] = {}

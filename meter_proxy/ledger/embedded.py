@@ -41,8 +41,8 @@ class EmbeddedStore:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory.absolute()
-        self._socket = self._directory / "valkey.sock"
+        self.directory = directory.absolute()
+        self._socket = self.directory / "valkey.sock"
         self._scratch: tempfile.TemporaryDirectory[str] | None = None  # of a socket whose own path would be too long
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -54,11 +54,11 @@ class EmbeddedStore:
     def start(self) -> None:
         """Start the server and wait until it answers. Raises `CannotStart` with one line that says why not."""
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._choose_socket()
-            lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
-            raise CannotStart(f"cannot write to {self._directory}: {exc.strerror}") from exc
+            raise CannotStart(f"cannot write to {self.directory}: {exc.strerror}") from exc
         try:
             self._take(lock)
             self._process = self._launch(lock)
@@ -86,7 +86,7 @@ class EmbeddedStore:
             except OSError as exc:
                 server, parent = _holders(lock)
                 if time.monotonic() > deadline or _is_alive(parent):
-                    message = f"{self._directory} is in use by process {server or 'unknown'} (started by {parent})"
+                    message = f"{self.directory} is in use by process {server or 'unknown'} (started by {parent})"
                     raise CannotStart(message) from exc
                 time.sleep(POLL_S)
             else:
@@ -100,7 +100,7 @@ class EmbeddedStore:
             "port": "0",
             "unixsocket": str(self._socket),
             "unixsocketperm": "700",
-            "dir": str(self._directory),
+            "dir": str(self.directory),
             "logfile": "valkey.log",
             "appendonly": "yes",
             "appendfsync": "everysec",
@@ -117,7 +117,7 @@ class EmbeddedStore:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                cwd=self._directory,
+                cwd=self.directory,
                 pass_fds=(lock,),
                 process_group=0,  # Ctrl-C on a terminal is for the proxy, which drains first
             )
@@ -148,7 +148,7 @@ class EmbeddedStore:
 
     def _last_words(self) -> str:
         """Return the last line of the server's log, and where to read more."""
-        log = self._directory / "valkey.log"
+        log = self.directory / "valkey.log"
         try:
             lines = log.read_text("utf-8", "replace").splitlines()
         except OSError:
@@ -178,10 +178,10 @@ class EmbeddedStore:
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch = None
-            self._socket = self._directory / "valkey.sock"
+            self._socket = self.directory / "valkey.sock"
 
     def __repr__(self) -> str:
-        return f"<EmbeddedStore {self._directory} {'alive' if self.alive() else 'not running'}>"
+        return f"<EmbeddedStore {self.directory} {'alive' if self.alive() else 'not running'}>"
 
 
 def _short_temporary_directory() -> str:

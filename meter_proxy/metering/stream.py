@@ -66,9 +66,12 @@ class StreamMeter:
         likely = self._likely
         if self._between_events and data.startswith(likely.prefix) and len(data) <= self._max_event_bytes:
             event = likely.fullmatch(data, likely.prefix_bytes)
-            if event is not None and event.lastindex is None:
-                self.content_events += 1
-                return data
+            if event is not None:
+                if event.lastindex is None:
+                    self.content_events += 1
+                    return data
+                kept = self._count_known(event, 0)
+                return kept if self._hidden.running_usage else data
         return data if self.done else self._feed(data)
 
     def finish(self) -> bytes:
@@ -180,13 +183,17 @@ class StreamMeter:
     def _count(self, answer: Answer, raw: bytes, text: bytes) -> None:
         self.response_model = self.response_model or answer.model or None
         has_content = False
+        has_usage = answer.usage is not None or answer.timings is not None or answer.x_groq is not None
         for place, choice in enumerate(answer.choices or ()):
             has_content = has_content or self._has_content(choice)
+            has_usage = has_usage or choice.usage is not None or choice.token_ids is not None
             if choice.finish_reason:
                 self._finished_choices.add(place if choice.index is None else choice.index)
                 self.failed = self.failed or choice.finish_reason == "error"
         self.content_events += has_content
-        self._tally.note(answer, content_events=self.content_events, has_content=has_content, finished=self.finished)
+        if has_usage:
+            finished, content_events = self.finished, self.content_events
+            self._tally.note(answer, content_events=content_events, has_content=has_content, finished=finished)
         if has_content and sse.is_single_line(text) and _is_plain(answer):
             self._learn(answer, raw, len(text))
 

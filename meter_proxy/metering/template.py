@@ -22,7 +22,7 @@ from meter_proxy.metering.dialects import Path
 # The inside of a JSON string (RFC 8259, section 7). Possessive: it matches in one pass or not at all.
 _STRING = rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})[^"\\\x00-\x1f]*+)*+'
 _NOT_EMPTY = rb'(?!")'
-# The numbers that may be others in the next usage. A 0 stays 0 and another count stays another, so that a placeholder is
+# The numbers that may be others in the next usage. A 0 stays 0 and a count stays a count, so that a placeholder is
 # never taken for a usage; 15 digits stay below 2^53; a fraction stays one, so that a count stays an integer.
 _STRING_OR_NUMBER = re.compile(rb'"(?:[^"\\]|\\.)*+"|(?P<number>-?[0-9][0-9.eE+-]*+)')
 _COUNT = rb"[1-9][0-9]{0,14}+"

@@ -5,6 +5,7 @@ done in slices on the event loop: a thread is out of the question in a process t
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -72,7 +73,8 @@ class RecordFeed:
 
     def worker_died(self, index: int) -> None:
         """Take in the last that worker `index` had to say. Call it before another one takes its place."""
-        self.poll()
+        with contextlib.suppress(OSError):  # run() says so
+            self.poll()
         worker = f"w{index}"
         self._metrics.forget(worker)
         self._snapshot_files[worker].unlink(missing_ok=True)

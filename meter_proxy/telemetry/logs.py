@@ -9,13 +9,9 @@ import logging
 import os
 import sys
 import time
-from typing import Literal
-
-LogFormat = Literal["auto", "text", "json"]
-LEVELS = ("debug", "info", "warning", "error")
 
 
-def set_up(*, level: str = "info", format: LogFormat = "auto") -> None:
+def set_up(*, level: str = "info", format: str = "auto") -> None:
     """Log to stderr from `level` on; `auto` is text on a terminal, else JSON. Calling it again replaces the last."""
     as_json = format == "json" or (format == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler()

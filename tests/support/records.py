@@ -58,13 +58,13 @@ def totals_of(records: Iterable[JournalRecord]) -> Totals:
     return totals
 
 
-def totals_in_redis(client: "Redis", kind: str = "usage") -> Totals:
+def totals_in_redis(client: Redis, kind: str = "usage") -> Totals:
     """Read all readable counters; with `kind="books"` the workers' own, added up."""
     totals: Totals = Counter()
     for name in client.scan_iter(f"mp:*:{kind}:*"):
         _, account, _, key, day = str(name).split(":")
         for field, value in client.hgetall(name).items():
-            label, word = field.rsplit("|", 1)
+            label, word = str(field).rsplit("|", 1)
             if kind == "books":
                 label = label.split("|", 1)[1]
             totals[account.strip("{}"), key, day, label, word] += int(value)

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from meter_proxy.cli import app
+from meter_proxy.cli.main import app
 
-GOOD = 'upstreams: {local: {base_url: "http://127.0.0.1:8000/v1"}}\nmodels: {"*": {upstream: local}, a: {upstream: local}}\n'
+GOOD = """\
+upstreams: {local: {base_url: "http://127.0.0.1:8000/v1"}}
+models: {"*": {upstream: local}, a: {upstream: local}}
+"""
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from meter_proxy.cli import app
+from meter_proxy.cli.main import app
 
 
 def _create(*options: str) -> str:

@@ -36,20 +36,20 @@ def _alice(members: str) -> str:
         (_alice("plan: empty"), ["4:5: keys[0].quotas: the key has no rule; add a plan or quotas, or say `unlimited`"]),
         (
             _alice("quotas: []"),
-            ["4:104: keys[0].quotas: the key has no rule; add a plan or quotas, or say `unlimited`"],
+            ["4:106: keys[0].quotas: the key has no rule; add a plan or quotas, or say `unlimited`"],
         ),
         (_alice("plan: empty, quotas: unlimited"), []),
         (
             _alice("plan: free, quotas: unlimited"),
-            ["4:116: keys[0].quotas: unlimited contradicts the rules of plan 'free'; take out one of them"],
+            ["4:118: keys[0].quotas: unlimited contradicts the rules of plan 'free'; take out one of them"],
         ),
-        (_alice("plan: fre"), ["4:102: keys[0].plan: there is no plan 'fre'; did you mean 'free'?"]),
+        (_alice("plan: fre"), ["4:104: keys[0].plan: there is no plan 'fre'; did you mean 'free'?"]),
         (
             _alice("quotas: unlimited, account: tem"),
-            ["4:124: keys[0].account: there is no account 'tem'; did you mean 'team'?"],
+            ["4:126: keys[0].account: there is no account 'tem'; did you mean 'team'?"],
         ),
         (_alice("quotas: unlimited, account: team"), []),
-        (_alice("quotas: unlimited, account: alice"), ["4:124: keys[0].account: there is no account 'alice'"]),
+        (_alice("quotas: unlimited, account: alice"), ["4:126: keys[0].account: there is no account 'alice'"]),
         (
             f"id: team, secret: {DIGEST}, quotas: unlimited",
             ["4:10: keys[0].id: 'team' is the name of an account; take another id, or say `account: team`"],
@@ -65,13 +65,13 @@ def _alice(members: str) -> str:
         ),
         (
             f"id: alice, quotas: unlimited, secret: [{DIGEST}, {DIGEST}]",
-            ["4:43: keys[0].secret: is the same secret twice"],
+            ["4:44: keys[0].secret: is the same secret twice"],
         ),
         (
             f"id: alice, quotas: unlimited, secret: [{DIGEST}, {DIGEST}, {DIGEST}]",
-            ["4:43: keys[0].secret: must have at most 2 entries"],
+            ["4:44: keys[0].secret: must have at most 2 entries"],
         ),
-        (_alice("quotas: unlimited, models: []"), ["4:123: keys[0].models: must not be empty"]),
+        (_alice("quotas: unlimited, models: []"), ["4:125: keys[0].models: must not be empty"]),
     ],
 )
 def test_a_key_against_its_plan_and_account(tmp_path: Path, entry: str, faults: list[str]) -> None:
@@ -109,21 +109,21 @@ def test_two_keys_share_neither_id_nor_secret(tmp_path: Path) -> None:
         (
             "{tokens: 5, per: day}",
             [
-                "5:105: keys[0].quotas[0]: has the same id 'tokens-day' as another rule; give both the same `name` "
+                "5:107: keys[0].quotas[0]: has the same id 'tokens-day' as another rule; give both the same `name` "
                 "to replace the plan's, or this one another (plans.free.quotas[0], line 3)"
             ],
         ),
         (
             "{tokens: 5, per: hour}, {tokens: 6, per: hour}",
             [
-                "5:129: keys[0].quotas[1]: has the same id 'tokens-hour' as another rule; "
+                "5:131: keys[0].quotas[1]: has the same id 'tokens-hour' as another rule; "
                 "give one of them a `name` (keys[0].quotas[0], line 5)"
             ],
         ),
         (
             "{tokens: 5, per: day, models: [a, b]}, {tokens: 6, per: day, models: [b, a]}",
             [
-                "5:144: keys[0].quotas[1]: has the same id 'tokens-day-74df67' as another rule; "
+                "5:146: keys[0].quotas[1]: has the same id 'tokens-day-7e18f7' as another rule; "
                 "give one of them a `name` (keys[0].quotas[0], line 5)"
             ],
         ),

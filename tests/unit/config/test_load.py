@@ -137,7 +137,7 @@ def test_what_is_not_enforced_yet_is_said(tmp_path: Path) -> None:
     assert not_yet_enforced(config_of(BASE, tmp_path)) == []
     assert not_yet_enforced(config_of(EXAMPLE, tmp_path, {"CI_KEY": "sk-ci"})) == [
         "not enforced yet: quotas of plan free (requests-minute, tokens-day, concurrent)",
-        "not enforced yet: quotas of key alice (budget, output_tokens-hour-53f8ad)",
+        "not enforced yet: quotas of key alice (budget, output_tokens-hour-133f28)",
         "not enforced yet: quotas of account platform-team (tokens-month)",
         "not enforced yet: redis.when_down",
         "not enforced yet: redis.bounded_tokens",

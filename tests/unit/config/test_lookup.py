@@ -1,6 +1,7 @@
 """The hot path's two questions: whose secret is this, and where does this model go."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_price_and_bound_come_along(table: ModelTable) -> None:
     found = table.resolve("gpt-4o", None)
     assert found is not None
     assert found.price is not None
-    assert (found.price.input, found.max_output_tokens) == (1, 4000)
+    assert (found.price.input, found.max_output_tokens) == (Decimal(1), 4000)
 
 
 def test_a_key_gets_only_its_models(ring: KeyRing, table: ModelTable) -> None:

@@ -17,7 +17,8 @@ def test_every_value_and_key_knows_its_place() -> None:
 
 def test_scalars_stay_as_written() -> None:
     """YAML's guesses do not apply: `off` is a word, 1:30 no number, 2027-01-01 no date."""
-    text = "{a: off, b: 1:30, c: 2027-01-01, d: 0x1F, e: 1_000, f: true, g: 'true', h: ~, i: , j: yes, k: !!str true, l: .nan}"
+    text = "{a: off, b: 1:30, c: 2027-01-01, d: 0x1F, e: 1_000, f: true, g: 'true', h: ~, i: , j: yes, "
+    text += "k: !!str true, l: .nan}"
     assert marks.read(text).data == {
         "a": "off", "b": "1:30", "c": "2027-01-01", "d": "0x1F", "e": "1_000",
         "f": True, "g": "true", "h": None, "i": None, "j": "yes", "k": "true", "l": ".nan",

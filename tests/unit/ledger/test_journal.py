@@ -13,7 +13,9 @@ from tests.support.records import usage_record
 
 def test_a_line_is_the_record_and_its_label() -> None:
     """What is written is read back whole, and its times are instants."""
-    record = usage_record(model='quo"te|\n', client_request_id=None, time="2026-03-01T12:00:00.500Z", duration_ms=1500.0)
+    record = usage_record(
+        model='quo"te|\n', client_request_id=None, time="2026-03-01T12:00:00.500Z", duration_ms=1500.0
+    )
     line = encode_line(record, "other")
     assert line.count(b"\n") == 1
     assert line.endswith(b"\n")
@@ -74,7 +76,7 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as full:
         full.setattr(os, "write", PartOfWrites(room))
         for _ in range(2):
-            with pytest.raises(OSError):  # noqa: PT011
+            with pytest.raises(OSError):
                 journal.append(lines[1])
     assert journal.path.read_bytes() == lines[0]
     journal.append(lines[1])
@@ -95,7 +97,7 @@ def test_a_cut_that_fails_is_made_before_the_next_record(tmp_path: Path, monkeyp
         broken.setattr(os, "write", PartOfWrites(100))
         broken.setattr(os, "ftruncate", refuse)
         for _ in range(2):
-            with pytest.raises(OSError):  # noqa: PT011
+            with pytest.raises(OSError):
                 journal.append(encode_line(usage_record(id="first"), "m1"))
     journal.append(encode_line(usage_record(id="second"), "m1"))
     assert [record.id for record in read_journal(journal.path)] == ["second"]

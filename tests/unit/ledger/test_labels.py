@@ -15,7 +15,9 @@ def test_configured_name_needs_no_answer(tmp_path: Path) -> None:
     labels.close()
 
 
-@pytest.mark.parametrize(("status", "label"), [(200, "llama"), (299, "llama"), (300, OTHER), (404, OTHER), (None, OTHER)])
+@pytest.mark.parametrize(
+    ("status", "label"), [(200, "llama"), (299, "llama"), (300, OTHER), (404, OTHER), (None, OTHER)]
+)
 def test_only_a_2xx_registers_a_name(tmp_path: Path, status: int | None, label: str) -> None:
     """A name through `*` gets its label with its first 2xx, not by being asked for."""
     labels = ModelLabels(tmp_path / "models")

@@ -53,7 +53,9 @@ async def test_settled_is_in_journal_and_store(make: MakeLedger, tmp_path: Path)
     await books.start()
     assert books.store_up
     for number in range(300):
-        books.settle(usage_record(key=f"k{number % 150}", model="m1" if number % 3 else "m2", cached_input_tokens=number))
+        books.settle(
+            usage_record(key=f"k{number % 150}", model="m1" if number % 3 else "m2", cached_input_tokens=number)
+        )
     assert len(list(iter_records(tmp_path))) == 300
     assert books.unsynced == 300
     await until(lambda: books.unsynced == 0, "everything is acknowledged")

@@ -19,7 +19,14 @@ def test_a_row_has_the_contracts_columns() -> None:
     rows = summarise(
         [
             record(model="a", input_tokens=3, output_tokens=0, cached_input_tokens=2, cost_nano_usd=7),
-            record(model="a", input_tokens=4, output_tokens=1, cached_input_tokens=None, reasoning_tokens=1, cost_nano_usd=0),
+            record(
+                model="a",
+                input_tokens=4,
+                output_tokens=1,
+                cached_input_tokens=None,
+                reasoning_tokens=1,
+                cost_nano_usd=0,
+            ),
         ]
     )
     assert msgspec.json.encode(rows) == (

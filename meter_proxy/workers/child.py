@@ -1,0 +1,146 @@
+"""A worker's process, from its fork to its `os._exit`.
+
+A fork takes over everything that was open and registered in the parent, in the middle of its event loop. Nothing of
+that may be used here, and nothing may be kept alive here that the parent closes.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from meter_proxy.config.schema import Config
+from meter_proxy.errors import MeterProxyError
+
+try:
+    import uvloop  # here, not after the fork: a replaced worker is wanted at once
+except ImportError:
+    new_event_loop = asyncio.new_event_loop
+else:
+    new_event_loop = uvloop.new_event_loop
+
+READY = b"ready\n"
+LEAVING = b"leaving\n"  # told to end: takes no new connections
+CANNOT_START = b"cannot start: "  # and why, up to the end of the line
+
+ORPHAN_S = 0.9  # when the parent is gone: settle, and be gone within a second
+HURRY_AGAIN_S = 0.1  # a cancelled worker drains first; cancelled again, it does not
+
+_log = logging.getLogger("meter_proxy.workers")
+
+
+class ServeWorker(Protocol):
+    """What a worker does; `app.serve_worker` is it."""
+
+    async def __call__(
+        self,
+        config: Config,
+        *,
+        index: int,
+        sock: socket.socket,
+        store_url: str,
+        ready: Callable[[], None],
+        stop: asyncio.Event,
+    ) -> None:
+        """Serve on `sock`; call `ready` when connections are accepted; when `stop` is set, drain, settle and return.
+
+        Cancelled: the same in a hurry. Raises `MeterProxyError` when it cannot start.
+        """
+
+
+def run(
+    config: Config,
+    serve_worker: ServeWorker,
+    *,
+    index: int,
+    sock: socket.socket,
+    control: socket.socket,
+    store_url: str,
+    signals: Collection[signal.Signals],
+) -> NoReturn:
+    """Be worker `index`. Call it right after the fork, with `signals` blocked; it never returns.
+
+    `control` is the line to the parent: says `READY` and the like; its end is the parent's end.
+    """
+    code = 1
+    try:
+        _let_go_of_parent({sock.fileno(), control.fileno()})
+        worker = _serve(config, serve_worker, index, sock, control, store_url, signals)
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(worker)
+        code = 0
+    except asyncio.CancelledError:
+        code = 0
+    except MeterProxyError as exc:
+        control.send(CANNOT_START + str(exc).replace("\n", "; ").encode() + b"\n")
+    except BaseException:
+        _log.exception("worker %d failed", index)
+    finally:
+        # Past the interpreter's own end: it would run what the parent has registered for its own.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise AssertionError  # unreachable: for the type checker
+
+
+def _let_go_of_parent(keep: Collection[int]) -> None:
+    """Undo what the fork took over: signal handlers, and every file descriptor but `keep`, stdout and stderr.
+
+    Descriptors are not closed but pointed to /dev/null: the parent's objects still hold their numbers here, and
+    must not close a file of ours that would have got the same number.
+    """
+    signal.set_wakeup_fd(-1)
+    for which in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(which, signal.SIG_DFL)
+    for which in (signal.SIGINT, signal.SIGHUP):  # a terminal sends these to the whole group; the parent decides
+        signal.signal(which, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        if fd not in (1, 2, null, *keep):
+            os.dup2(null, fd, inheritable=False)
+
+
+async def _serve(
+    config: Config,
+    serve_worker: ServeWorker,
+    index: int,
+    sock: socket.socket,
+    control: socket.socket,
+    store_url: str,
+    signals: Collection[signal.Signals],
+) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    serving = asyncio.current_task()
+    assert serving is not None
+
+    def tell(words: bytes) -> None:
+        try:
+            control.send(words)
+        except OSError:
+            pass  # the parent is gone: parent_is_gone() comes next
+
+    def leave() -> None:
+        if stop.is_set():
+            hurry()
+        stop.set()
+        tell(LEAVING)
+
+    def hurry() -> None:
+        serving.cancel()
+        loop.call_later(HURRY_AGAIN_S, serving.cancel)
+
+    def parent_is_gone() -> None:
+        loop.remove_reader(control)
+        signal.setitimer(signal.ITIMER_REAL, ORPHAN_S)  # SIGALRM ends us, even if the loop hangs
+        hurry()
+
+    loop.add_signal_handler(signal.SIGTERM, leave)
+    loop.add_reader(control, parent_is_gone)  # the parent never writes: this is its end
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    await serve_worker(config, index=index, sock=sock, store_url=store_url, ready=lambda: tell(READY), stop=stop)

@@ -1,0 +1,168 @@
+"""The README is true: every command in it is run here, as it stands there, in a copy of the project.
+
+Where the README starts somebody's model server, the mock backend takes that server's port and part.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from meter_proxy.config.load import check
+from tests.support.proc import running_mock_backend
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text()
+MODEL_SERVERS = {"vllm serve": "vllm", "llama-server": "llamacpp", "ollama serve": "ollama"}
+PORTS = {"vllm": 8000, "llamacpp": 8000, "ollama": 11434}
+RUN_BY = {
+    "make demo": "test_make_demo",
+    "make run": "test_make_run_in_front_of",
+    "curl http": "test_make_run_in_front_of",
+    ".venv/bin/meter-proxy records": "test_make_run_in_front_of",
+    "meter-proxy keys create": "test_configuration_commands",
+    "meter-proxy check-config": "test_configuration_commands",
+    "meter-proxy serve": "test_configuration_commands",
+    "meter-proxy usage": "test_configuration_commands",
+    "meter-proxy records": "test_configuration_commands",
+    "make test": "the run that you are reading",
+    **dict.fromkeys(MODEL_SERVERS, "the mock backend"),
+}
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every command of the README; continuation lines joined."""
+    return [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def command_starting(prefix: str) -> str:
+    """The one command (of possibly equal ones) that starts so."""
+    found = {command for command in commands() if command.startswith(prefix)}
+    assert len(found) == 1, found
+    return found.pop()
+
+
+def test_every_command_of_the_readme_is_run_by_a_test() -> None:
+    """A new command in the README needs a line in RUN_BY, and a test."""
+    unknown = [command for command in commands() if not any(command.startswith(prefix) for prefix in RUN_BY)]
+    assert not unknown
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_every_yaml_of_the_readme_is_valid(block: str, tmp_path: Path) -> None:
+    """`check-config` finds nothing."""
+    path = tmp_path / "meter-proxy.yaml"
+    path.write_text(block)
+    assert not check(path, {"ALICE_KEY": "sk-1", "OPENAI_API_KEY": "sk-2"})
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A copy of what the commands need; the environment is the project's own, made by `make`."""
+    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    for name in ("meter_proxy", "deploy", ".venv"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    yield tmp_path
+
+
+@contextlib.asynccontextmanager
+async def running(command: str, cwd: Path, ready: str, **environment: str) -> AsyncIterator[None]:
+    """A command of the README that goes on until it is interrupted; ended with Ctrl-C, as people do."""
+    process = await asyncio.create_subprocess_shell(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment, "PATH": f"{cwd}/.venv/bin:{os.environ['PATH']}"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    printed = b""
+    try:
+        async with asyncio.timeout(120):
+            while ready.encode() not in printed:
+                line = await process.stdout.readline()
+                assert line, printed.decode()
+                printed += line
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        async with asyncio.timeout(30):
+            await process.communicate()
+
+
+async def run(command: str, cwd: Path, *, within_s: float = 120, **environment: str) -> str:
+    """A command of the README that ends by itself, and well; what it prints."""
+    process = await asyncio.create_subprocess_shell(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment, "PATH": f"{cwd}/.venv/bin:{os.environ['PATH']}"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(within_s):
+        out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+    return out.decode()
+
+
+async def test_make_demo(project: Path) -> None:
+    """The first command of a newcomer: a bill with a hang-up in it."""
+    out = await run(command_starting("make demo") + " ARGS=--once", project)
+    for word in ("alice", "client_disconnected", "completed", "counted", "reported"):
+        assert word in out
+
+
+@pytest.mark.parametrize("server", MODEL_SERVERS)
+async def test_make_run_in_front_of(project: Path, server: str) -> None:
+    """Model server, `make run`, curl, records, metrics: verbatim, on the README's own ports."""
+    dialect = MODEL_SERVERS[server]
+    block = next(block for block in blocks("sh") if block.startswith(server))
+    make_run = next(line for line in block.splitlines() if line.startswith("make run"))
+    asks = [command for command in commands() if command.startswith("curl http")]
+    async with running_mock_backend("--dialect", dialect, "--listen", f"127.0.0.1:{PORTS[dialect]}"):
+        async with running(make_run, project, "serving http://127.0.0.1:8080"):
+            for ask in asks[:1]:
+                assert "data: [DONE]" in await run(ask, project)
+            shown = ""
+
+            async def record_is_shown() -> None:
+                nonlocal shown
+                while "anonymous" not in shown:
+                    shown = await run(command_starting(".venv/bin/meter-proxy records"), project)
+
+            async with asyncio.timeout(10):
+                await record_is_shown()
+            assert "completed" in shown
+            assert "meter_proxy_tokens_total" in await run(asks[-1], project)
+
+
+async def test_configuration_commands(project: Path) -> None:
+    """Keys, check, serve, usage, records: with the README's own YAML."""
+    (project / "meter-proxy.yaml").write_text(max(blocks("yaml"), key=len))
+    keys = {"ALICE_KEY": "sk-alice"}
+    assert "sha256:" in await run(command_starting("meter-proxy keys create"), project)
+    await run(command_starting("meter-proxy check-config"), project, **keys)
+    async with running_mock_backend("--listen", "127.0.0.1:8000"):
+        async with running(command_starting("meter-proxy serve"), project, "serving http://127.0.0.1:8080", **keys):
+            await run(
+                "curl -sSf http://127.0.0.1:8080/v1/chat/completions -H 'Authorization: Bearer sk-alice' "
+                """-H 'Content-Type: application/json' -d '{"model": "small", "messages": []}'""",
+                project,
+            )
+    assert "alice" in await run(command_starting("meter-proxy usage"), project)
+    assert '"key":"alice"' in (await run(command_starting("meter-proxy records"), project)).replace(": ", ":")
+
