@@ -24,6 +24,7 @@ from meter_proxy.gateway.replies import preflight
 from meter_proxy.gateway.routes import METERED, MODELS, Route
 from meter_proxy.ledger import Ledger
 from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.telemetry.publish import published
 
 EMBEDDED = "embedded"
 
@@ -60,11 +61,12 @@ class MeterProxy:
                 usage_retention_s=int(config.redis.usage_retention_s),
             )
             await ledger.start()
-            self.gateway = Gateway(config, ledger, self.stats)
             try:
-                yield
+                async with published(self.stats, ledger):
+                    self.gateway = Gateway(config, ledger, self.stats)
+                    yield
+                    await self.gateway.drain(0.0)
             finally:
-                await self.gateway.drain(0.0)
                 await ledger.stop()
         finally:
             if embedded is not None:

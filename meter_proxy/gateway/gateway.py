@@ -139,9 +139,16 @@ class Gateway:
         return [entry.id for entry in listed.data]
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no new work; wait for what is in flight; cut what is left after `timeout_s`, and bill it."""
+        """Take no new work; wait for what is in flight; cut what is left after `timeout_s`, and bill it.
+
+        Cancelled while it waits, it cuts at once: whoever cancels a shutdown is in a hurry, not careless.
+        """
         self.draining = True
-        if not await self._wait_settled(timeout_s):
+        try:
+            all_settled = await self._wait_settled(timeout_s)
+        except asyncio.CancelledError:
+            all_settled = False
+        if not all_settled:
             for exchange in list(self.in_flight):
                 exchange.cut_off()
             await self._wait_settled(CUT_WITHIN_S)

@@ -58,6 +58,9 @@ class Framer:
             self._held += data
             buffer = self._held
         start = self._pass_bom(buffer, pieces) if self._at_start else 0
+        if start < 0:
+            self._held = bytearray(buffer)
+            return pieces
         search = max(start, self._searched)
         while start < len(buffer):
             if buffer[start] in b":\r\n":
@@ -109,10 +112,10 @@ class Framer:
         return data[len(passed) :]
 
     def _pass_bom(self, buffer: bytes | bytearray, pieces: list[Piece]) -> int:
-        """Where the first line starts: after a BOM, or nowhere yet while one cannot be told."""
+        """Where the first line starts: after a BOM if there is one; -1 while it cannot be told."""
         head = bytes(buffer[: len(_BOM)])
         if head != _BOM and _BOM.startswith(head):
-            return len(buffer)
+            return -1
         self._at_start = False
         if head != _BOM:
             return 0
