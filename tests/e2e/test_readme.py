@@ -122,7 +122,7 @@ async def run(command: str, cwd: Path, *, within_s: float = 120, **environment: 
 async def test_make_demo(project: Path) -> None:
     """The first command of a newcomer: a bill with a hang-up in it."""
     out = await run(command_starting("make demo") + " ARGS=--once", project)
-    for word in ("alice", "client_disconnected", "completed", "counted", "reported"):
+    for word in ("alice", "client_disconnected", "completed", "running", "reported"):
         assert word in out
 
 
