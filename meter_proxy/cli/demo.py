@@ -6,11 +6,11 @@ streams: the hung-up answer is billed to the token.
 """
 
 import asyncio
+import re
 import secrets
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -41,8 +41,8 @@ CHAT, COMPLETIONS = "chat/completions", "completions"
 
 CONFIGURATION = """\
 # Written by `meter-proxy demo`. All options: `meter-proxy config schema`.
-listen: 127.0.0.1:{public_port}
-admin: 127.0.0.1:{admin_port}
+listen: {listen}
+admin: {admin}
 workers: 2
 state_dir: state
 
@@ -54,7 +54,10 @@ models:    # prices in USD per million tokens
   gpt-4o-mini: {{upstream: mock, name: mock-small, price: {{input: 0.15, cached_input: 0.075, output: 0.60}}}}
 
 keys:
-"""
+{keys}"""
+USUAL_PORTS = ("127.0.0.1:8080", "127.0.0.1:9090")
+FREE_PORTS = ("127.0.0.1:0", "127.0.0.1:0")
+READY_LINE = re.compile(rb"meter-proxy: serving (?P<public>http://\S+) \(admin (?P<admin>http://\S+)\)\s*")
 
 
 @dataclass(frozen=True)
@@ -81,22 +84,39 @@ SCENES = (
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the demo plays. `api_keys` maps key ids to their secrets."""
+    """Where the demo plays: a fresh directory. It stays when the demo has ended: the books in it can be read on."""
 
     directory: Path
-    public_url: str
-    admin_url: str
-    api_keys: Mapping[str, str]
+    upstream_url: str
+    api_keys: Mapping[str, str]  # key id -> secret
 
     @property
     def config_path(self) -> Path:
-        """The YAML that the proxy was started with."""
+        """The YAML that the proxy is started with."""
         return self.directory / "meter-proxy.yaml"
 
     @property
     def log_path(self) -> Path:
         """What the proxy says."""
         return self.directory / "serve.log"
+
+    def write_config(self, listen: str, admin: str) -> None:
+        """Write the YAML. It holds the digests of the keys, not the keys."""
+        keys = "".join(
+            f'  - {{id: {key}, secret: "{digest(secret.encode())}", quotas: unlimited}}\n'
+            for key, secret in self.api_keys.items()
+        )
+        text = CONFIGURATION.format(listen=listen, admin=admin, upstream_url=self.upstream_url, keys=keys)
+        self.config_path.write_text(text)
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A serving child process and its addresses."""
+
+    process: asyncio.subprocess.Process
+    public_url: str
+    admin_url: str
 
 
 def command(
@@ -119,94 +139,84 @@ async def _demo(*, once: bool) -> None:
         asyncio.get_running_loop().add_signal_handler(which, end)
     with suppress(asyncio.CancelledError):
         async with MockBackend(dialect="vllm", rate=RATE_TOKENS_PER_S) as backend:
-            stage = _set_up(backend.url)
-            async with _serving(stage):
-                await _play(stage)
+            api_keys = {key: f"sk-mp-{key}-{secrets.token_urlsafe(18)}" for key in KEYS}
+            stage = Stage(Path(tempfile.mkdtemp(prefix="meter-proxy-demo-")), backend.url, api_keys)
+            async with _serving(stage) as proxy:
+                await _play(stage, proxy)
                 if not once:
                     print("\nServing until Ctrl-C.", flush=True)
                     await asyncio.Event().wait()
 
 
-def _set_up(upstream_url: str) -> Stage:
-    """A fresh directory with the YAML. It stays when the demo has ended: the books in it can be read on."""
-    directory = Path(tempfile.mkdtemp(prefix="meter-proxy-demo-"))
-    api_keys = {key: f"sk-mp-{key}-{secrets.token_urlsafe(18)}" for key in KEYS}
-    public_port, admin_port = _port(8080), _port(9090)
-    entries = (
-        f'  - {{id: {key}, secret: "{digest(secret.encode())}", quotas: unlimited}}\n'
-        for key, secret in api_keys.items()
-    )
-    stage = Stage(directory, f"http://127.0.0.1:{public_port}", f"http://127.0.0.1:{admin_port}", api_keys)
-    configuration = CONFIGURATION.format(public_port=public_port, admin_port=admin_port, upstream_url=upstream_url)
-    stage.config_path.write_text(configuration + "".join(entries))
-    return stage
-
-
-def _port(wanted: int) -> int:
-    """`wanted` if it is free, else any free port."""
-    for port in (wanted, 0):
-        with socket.socket() as sock, suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else TIME_WAIT of the last demo is in use
-            sock.bind(("127.0.0.1", port))
-            free: int = sock.getsockname()[1]
-            return free
-    raise CannotStart("no free port on 127.0.0.1")
-
-
 @asynccontextmanager
-async def _serving(stage: Stage) -> AsyncIterator[None]:
-    """The proxy, from its ready line to its end. Raises CannotStart with its last words."""
+async def _serving(stage: Stage) -> AsyncIterator[Proxy]:
+    """The proxy, on the usual ports or else on free ones, from its ready line to its end. Raises CannotStart."""
+    proxy = await _start(stage, USUAL_PORTS) or await _start(stage, FREE_PORTS)
+    if proxy is None:
+        words = stage.log_path.read_text(errors="replace").strip().splitlines()
+        raise CannotStart(f"the proxy did not start: {words[-1] if words else 'it said nothing'}")
+    print(f"meter-proxy: serving {proxy.public_url} (admin {proxy.admin_url})", flush=True)
+    reading = spawn(proxy.process.communicate(), name="demo: read on what the proxy prints")
+    try:
+        yield proxy
+    finally:
+        await _stop(proxy.process)
+        await reading
+
+
+async def _start(stage: Stage, ports: tuple[str, str]) -> Proxy | None:
+    """Start `meter-proxy serve` and wait for its ready line; None when it gave up, with the reason in its log."""
+    stage.write_config(*ports)
     with stage.log_path.open("wb") as log:
-        proxy = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "meter_proxy", "serve", str(stage.config_path)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             start_new_session=True,  # Ctrl-C is ours; the proxy gets a SIGTERM when we are done with it
         )
-    assert proxy.stdout is not None
+    assert process.stdout is not None
     try:
-        try:
-            async with asyncio.timeout(START_WITHIN_S):
-                ready = await proxy.stdout.readline()
-        except TimeoutError as exc:
-            raise CannotStart(f"the proxy was not ready after {START_WITHIN_S:g} s; see {stage.log_path}") from exc
-        if not ready:
-            words = stage.log_path.read_text(errors="replace").strip().splitlines()
-            raise CannotStart(f"the proxy did not start: {words[-1] if words else 'it said nothing'}")
-        print(ready.decode().strip(), flush=True)
-        spawn(proxy.communicate(), name="demo: read what the proxy prints")
-        yield
-    finally:
-        await _stop(proxy)
+        async with asyncio.timeout(START_WITHIN_S):
+            ready = READY_LINE.fullmatch(await process.stdout.readline())
+    except TimeoutError as exc:
+        await _stop(process)
+        raise CannotStart(f"the proxy was not ready after {START_WITHIN_S:g} s; see {stage.log_path}") from exc
+    except BaseException:
+        await _stop(process)
+        raise
+    if ready is None:
+        await _stop(process)
+        return None
+    return Proxy(process, ready["public"].decode(), ready["admin"].decode())
 
 
-async def _stop(proxy: asyncio.subprocess.Process) -> None:
+async def _stop(process: asyncio.subprocess.Process) -> None:
     """SIGTERM, then SIGKILL."""
     with suppress(ProcessLookupError):
-        proxy.terminate()
+        process.terminate()
     try:
         async with asyncio.timeout(STOP_WITHIN_S):
-            await proxy.wait()
+            await process.wait()
     except TimeoutError:
-        proxy.kill()
-        await proxy.wait()
+        process.kill()
+        await process.wait()
 
 
-async def _play(stage: Stage) -> None:
+async def _play(stage: Stage, proxy: Proxy) -> None:
     """Send the six requests, wait for their records, print the bill and where to look next."""
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)) as session:
             for number, scene in enumerate(SCENES, 1):
-                print(f"{number}. {await _perform(session, stage, number, scene)}", flush=True)
-            records = await _records(session, stage)
+                print(f"{number}. {await _perform(session, stage, proxy, number, scene)}", flush=True)
+            records = await _records(session, proxy)
     except (aiohttp.ClientError, TimeoutError) as exc:
         raise MeterProxyError(f"the demo's proxy failed: {exc or 'it took too long'}; see {stage.log_path}") from exc
     _print_bill(records)
-    _print_ways_on(stage)
+    _print_ways_on(stage, proxy)
 
 
-async def _perform(session: aiohttp.ClientSession, stage: Stage, number: int, scene: Scene) -> str:
+async def _perform(session: aiohttp.ClientSession, stage: Stage, proxy: Proxy, number: int, scene: Scene) -> str:
     """Send one request as its scene says; what happened, in one line."""
     body: dict[str, Any] = {"model": scene.model, "stream": scene.stream}
     if scene.path == CHAT:
@@ -219,7 +229,7 @@ async def _perform(session: aiohttp.ClientSession, stage: Stage, number: int, sc
     headers = {"Authorization": f"Bearer {secret}", "X-Request-Id": _request_id(number)}
     who = f"{scene.key or 'a wrong key'} asks {scene.model}"
     expected_status = 401 if scene.key is None else 200
-    async with session.post(f"{stage.public_url}/v1/{scene.path}", json=body, headers=headers) as response:
+    async with session.post(f"{proxy.public_url}/v1/{scene.path}", json=body, headers=headers) as response:
         if response.status != expected_status:
             raise MeterProxyError(f"{who}: HTTP {response.status} instead of {expected_status}; see {stage.log_path}")
         if response.status == 401:
@@ -236,12 +246,12 @@ async def _perform(session: aiohttp.ClientSession, stage: Stage, number: int, sc
         return f"{who}: a stream of {events} events"
 
 
-async def _records(session: aiohttp.ClientSession, stage: Stage) -> list[dict[str, Any]]:
+async def _records(session: aiohttp.ClientSession, proxy: Proxy) -> list[dict[str, Any]]:
     """The usage records of the admitted scenes, once all are visible, in the order of the scenes."""
     wanted = [_request_id(number) for number, scene in enumerate(SCENES, 1) if scene.key is not None]
     async with asyncio.timeout(BILL_WITHIN_S):
         while True:
-            async with session.get(f"{stage.admin_url}/api/records", params={"limit": "100"}) as response:
+            async with session.get(f"{proxy.admin_url}/api/records", params={"limit": "100"}) as response:
                 response.raise_for_status()
                 found = {record["client_request_id"]: record for record in (await response.json())["data"]}
             if all(request_id in found for request_id in wanted):
@@ -276,18 +286,18 @@ def _cost(nano_usd: int) -> str:
     return f"${usd(nano_usd)}"
 
 
-def _print_ways_on(stage: Stage) -> None:
+def _print_ways_on(stage: Stage, proxy: Proxy) -> None:
     """Where to look next; each line can be copied as it is."""
     body = '{"model": "gpt-4o", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'
     curl = [
-        *("curl", "-N", f"{stage.public_url}/v1/{CHAT}"),
+        *("curl", "-N", f"{proxy.public_url}/v1/{CHAT}"),
         *("-H", f"Authorization: Bearer {stage.api_keys['alice']}"),
         *("-H", "Content-Type: application/json"),
         *("-d", body),
     ]
     usage = [*_our_command(), "usage", str(stage.config_path)]
-    print(f"\nmetrics        {stage.admin_url}/metrics")
-    print(f"records        {stage.admin_url}/api/records")
+    print(f"\nmetrics        {proxy.admin_url}/metrics")
+    print(f"records        {proxy.admin_url}/api/records")
     print(f"totals         {shlex.join(usage)}")
     print(f"configuration  {stage.config_path}")
     print(f"try            {shlex.join(curl)}", flush=True)

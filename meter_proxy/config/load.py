@@ -49,8 +49,7 @@ def load_config(
 ) -> Config:
     """Read a configuration file. Raises ConfigError with every fault in it.
 
-    `allow_anonymous`: a listener that others can reach is good without keys, too. Commands that do not
-    serve (usage, records) pass True.
+    `allow_anonymous`: a listener that others can reach is good without keys, too.
     """
     config, faults = examine(path, env, overrides=overrides, allow_anonymous=allow_anonymous)
     return _good(config, faults)
@@ -59,6 +58,17 @@ def load_config(
 def check(path: Path, env: Mapping[str, str], *, allow_anonymous: bool = False) -> list[Fault]:
     """Every fault of a configuration file, in the order of its lines; empty when it is good."""
     return examine(path, env, allow_anonymous=allow_anonymous)[1]
+
+
+def state_dir_of(path: Path, env: Mapping[str, str]) -> Path:
+    """Where the books of a configuration are, for commands that only read them.
+
+    Faults elsewhere in the file do not matter: whoever reads the books need not have the secrets in the
+    environment. Raises ConfigError when the file cannot be read, or its `state_dir` is at fault.
+    """
+    config, faults = examine(path, env)
+    faults = [fault for fault in faults if fault.path in ("", "state_dir")]
+    return _good(config, faults).state_dir
 
 
 def config_for_upstream(
@@ -133,7 +143,7 @@ def _text(path: Path) -> str:
     if len(raw) > MAX_FILE_BYTES:
         raise marks.Unreadable((1, 1), f"the file is larger than {MAX_FILE_BYTES} bytes")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode()
     except UnicodeDecodeError as exc:
         line_start = raw.rfind(b"\n", 0, exc.start) + 1
         column = len(raw[line_start : exc.start].decode(errors="replace")) + 1

@@ -10,6 +10,7 @@ waits for them (`head`, `whole`, `drained`). A wait ends by what it waits for, b
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from time import perf_counter
 
 from meter_proxy.errors import UpstreamError, UpstreamTimeout
 from meter_proxy.gateway.client import ClientConnection, ClientGone
@@ -45,6 +46,7 @@ class Relay:
         self._reads = 0
         self._client_is_slow = False
         self._flushed = False
+        self._drain_over = False
         self._head: ResponseHead | None = None
         self.error: UpstreamError | None = None
         self.broke_untouched = False
@@ -131,13 +133,17 @@ class Relay:
         early, self._early = self._early or [], None
         for payload, _ in early:
             self._count(payload)
-        deadline = self._loop.call_later(seconds, self._notify)
-        end = self._loop.time() + seconds
+        self._drain_over = False
+        deadline = self._loop.call_later(seconds, self._end_drain)
         try:
-            while not self.ended and self.error is None and self._loop.time() < end:
+            while not (self.ended or self.error is not None or self._drain_over):
                 await self._news()
         finally:
             deadline.cancel()
+
+    def _end_drain(self) -> None:
+        self._drain_over = True
+        self._notify()
 
     def flush(self) -> None:
         """Nothing more will come: send what the meter still held back."""
@@ -165,7 +171,7 @@ class Relay:
     # News of the upstream.
 
     def on_head(self, head: ResponseHead) -> None:
-        self.first_byte_at = self._loop.time()
+        self.first_byte_at = perf_counter()
         self._stop_timer()
         self._head = head
         self.meter = self._make_meter(head)
@@ -181,9 +187,9 @@ class Relay:
         elif self._reads % SAMPLE_EVERY:
             self._forward(payload, framed)
         else:
-            began_at = self._loop.time()
+            began_at = perf_counter()
             self._forward(payload, framed)
-            self._stats.observe_overhead("chunk", self._loop.time() - began_at)
+            self._stats.observe_overhead("chunk", perf_counter() - began_at)
 
     def on_end(self) -> None:
         self._stop_timer()
@@ -273,7 +279,7 @@ class Relay:
         assert meter is not None
         out = meter.feed(payload)
         if self.first_token_at is None and meter.content_events:
-            self.first_token_at = self._loop.time()
+            self.first_token_at = perf_counter()
         return out
 
     def _raise_ending(self) -> None:

@@ -52,7 +52,7 @@ def bill(reading: Reading, outcome: Outcome, *, input_text_bytes: int, prompt_al
 
 
 def make_record(exchange: "Exchange", *, now: float) -> UsageRecord:
-    """The record of `exchange` as if it ended at `now` (the event loop's clock, seconds)."""
+    """The record of `exchange` as if it ended at `now` (`time.perf_counter`, seconds)."""
     call, relay, outcome = exchange.call, exchange.relay, exchange.outcome
     meter, price = relay.meter, call.model.price
     billed = NOTHING

@@ -15,6 +15,7 @@ MAX_DEPTH = 128
 _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_name = msgspec.json.Decoder(str).decode
 _KEY = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*+")[ \t\r\n]*:[ \t\r\n]*')
+_AFTER_VALUE = re.compile(rb"[ \t\r\n]*([,}])")
 _COMMA = re.compile(rb"[ \t\r\n]*,")
 _COMMA_BEFORE = re.compile(rb",[ \t\r\n]*\Z")
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
@@ -47,21 +48,18 @@ def members(text: bytes) -> list[Member]:
     found: list[Member] = []
     seen: set[str] = set()
     position = text.index(b"{") + 1
-    for _ in values:
-        key = _KEY.match(text, position)
-        assert key is not None  # the decoder has read it
+    while (key := _KEY.match(text, position)) is not None:
         name = _decode_name(key[1])
-        value = bytes(values[name])
+        value = bytes(values[name])  # of the last member of this name
         member = Member(name, key.start(1), key.end(), key.end() + len(value))
-        if name in seen or not text.startswith(value, member.value_start):
+        follows = _AFTER_VALUE.match(text, member.value_end)
+        if name in seen or follows is None or not text.startswith(value, member.value_start):
             raise DuplicateKey(name)
         seen.add(name)
         found.append(member)
-        comma = _COMMA.match(text, member.value_end)
-        position = comma.end() if comma is not None else -1
-    if found and position >= 0:  # more members in the text than keys
-        key = _KEY.match(text, position)
-        raise DuplicateKey(_decode_name(key[1]) if key is not None else found[-1].name)
+        if follows[1] == b"}":
+            break
+        position = follows.end()
     return found
 
 

@@ -57,7 +57,7 @@ class Trial:
             right = received.words <= billed == truth["generated_tokens"]
         if record["outcome"] == "client_disconnected":
             expected = "running" if self.dialect in RUNNING_DIALECTS else "counted"
-            right = right and record["basis"] in (expected, "none")
+            right = right and record["basis"] in (expected, "none", "reported")  # reported: it ended in the drain
         if not right:
             self.wrong.append(f"{record['id']}: received {received} billed {record} generated {truth}")
 
@@ -160,7 +160,7 @@ async def main() -> int:
             f"{dialect:10} {trial.streams:7} {trial.hung_up:7} {trial.received_tokens:9} {trial.billed_tokens:9} "
             f"{trial.generated_tokens:9} {trial.content_events:14} {len(trial.wrong):6}"
         )
-        for line in trial.wrong[:3]:
+        for line in trial.wrong:
             print("   ", line)
         wrong += len(trial.wrong)
     return 1 if wrong else 0

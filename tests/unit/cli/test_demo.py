@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from meter_proxy.cli import demo
+from meter_proxy.config.load import load_config
 from meter_proxy.errors import CannotStart
 from tests.support.proc import is_running
+
+READY = "echo 'meter-proxy: serving http://127.0.0.1:1234 (admin http://127.0.0.1:5678)'"
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> demo.Stage:
-    return demo.Stage(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:2", {})
+    return demo.Stage(tmp_path, "http://127.0.0.1:8000/v1", {key: f"sk-{key}" for key in demo.KEYS})
 
 
 def stand_in(directory: Path, script: str) -> str:
@@ -52,7 +55,7 @@ async def test_a_proxy_that_will_not_stop_is_killed(
     stage: demo.Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM first, SIGKILL when that is ignored: no orphan either way."""
-    monkeypatch.setattr(sys, "executable", stand_in(tmp_path, "trap '' TERM; echo ready; while :; do sleep 0.1; done"))
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path, f"trap '' TERM; {READY}; while :; do sleep 0.1; done"))
     monkeypatch.setattr(demo, "STOP_WITHIN_S", 0.2)
     async with demo._serving(stage):
         pass
@@ -63,20 +66,25 @@ async def test_an_error_on_stage_ends_the_proxy(
     stage: demo.Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever happens while it serves, also being cancelled, the proxy is ended."""
-    monkeypatch.setattr(sys, "executable", stand_in(tmp_path, "echo ready; exec sleep 60"))
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path, f"{READY}; exec sleep 60"))
     with pytest.raises(asyncio.CancelledError):
         async with demo._serving(stage):
             raise asyncio.CancelledError
     assert not is_running(int((tmp_path / "pid").read_text()))
 
 
-def test_the_configuration_is_good_and_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the demo writes has no fault, and only digests of its keys."""
-    from meter_proxy.config.load import load_config
+async def test_ports_in_use_are_no_obstacle(stage: demo.Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Usual ports first; when the proxy gives up, free ones, and its addresses are what it says."""
+    script = f"grep -q :8080 {stage.config_path} && exit 3; {READY}; exec sleep 60"
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
+    async with demo._serving(stage) as proxy:
+        assert (proxy.public_url, proxy.admin_url) == ("http://127.0.0.1:1234", "http://127.0.0.1:5678")
 
-    monkeypatch.setattr(demo.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
-    monkeypatch.setattr(demo, "_port", lambda wanted: wanted)
-    stage = demo._set_up("http://127.0.0.1:8000/v1")
+
+@pytest.mark.parametrize("ports", [demo.USUAL_PORTS, demo.FREE_PORTS])
+def test_the_configuration_is_good_and_holds_no_secret(stage: demo.Stage, ports: tuple[str, str]) -> None:
+    """What the demo writes has no fault, and only digests of its keys."""
+    stage.write_config(*ports)
     config = load_config(stage.config_path, {})
     assert [key.id for key in config.keys] == list(demo.KEYS)
     assert {scene.model for scene in demo.SCENES} == set(config.models)

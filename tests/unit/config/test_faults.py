@@ -48,6 +48,7 @@ def test_places_are_written_as_people_do() -> None:
         ),
         ("admin: 0.0.0.0:9090", [PUBLIC_ADMIN]),
         ("admin: 0.0.0.0:9090\nadmin_token: ${ADMIN_TOKEN:-}", [PUBLIC_ADMIN]),
+        ("admin: 0.0.0.0:9090\nadmin_token: t0ken", []),
         (
             "listen: 0.0.0.0:8080",
             [

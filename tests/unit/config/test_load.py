@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from meter_proxy.config.load import Overrides, check, config_for_upstream, load_config, not_yet_enforced
+from meter_proxy.config.load import Overrides, check, config_for_upstream, load_config, not_yet_enforced, state_dir_of
 from meter_proxy.config.schema import Address
 from meter_proxy.errors import ConfigError
 from tests.unit.config.yaml_cases import BASE, EXAMPLE, config_of, faults_of
@@ -146,3 +146,30 @@ def test_what_is_not_enforced_yet_is_said(tmp_path: Path) -> None:
     assert not_yet_enforced(config_of(tokenizer, tmp_path)) == [
         "not enforced yet: tokenizer o200k_base of upstream local"
     ]
+
+
+def test_the_books_are_found_without_the_secrets(tmp_path: Path) -> None:
+    """`usage` and `records` run in shells that lack the proxy's environment."""
+    path = tmp_path / "c.yaml"
+    path.write_text(EXAMPLE.replace("127.0.0.1:8080", "0.0.0.0:8080"))
+    assert state_dir_of(path, {}) == tmp_path / "state"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (BASE + "state_dir: []", "3:12: state_dir: must be text, not a list"),
+        (BASE + "state_dir: ${UNSET}", "3:12: state_dir: environment variable UNSET is not set; "),
+        (BASE + "state_dir: a\nstate_dir: b", "4:1: state_dir: duplicate key 'state_dir'; it stands first at line 3"),
+        ("- a", "1:1: must be a mapping, not a list"),
+        ("", "1:1: the file is empty; "),
+    ],
+)
+def test_no_other_books_are_read_when_the_place_is_unclear(tmp_path: Path, text: str, fault: str) -> None:
+    """A default is no answer to a fault."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        state_dir_of(path, {})
+    (found,) = caught.value.faults
+    assert found.startswith(f"{path}:{fault}")

@@ -20,6 +20,7 @@ models:
   "gpt-*": {upstream: two}
   "gpt-4o-*": {upstream: one}
   "[beta]x": {upstream: one}
+  "?": {upstream: one}
   "*": {upstream: [two, one], name: any}
 keys:
   - {id: all, secret: [{env: A1}, {env: A2}], quotas: unlimited}
@@ -83,7 +84,8 @@ def _key(ring: KeyRing, secret: bytes) -> Key:
         ("gpt-5", "gpt-*", ("two",), "gpt-5"),
         ("[beta]x", "[beta]x", ("one",), "[beta]x"),
         ("GPT-4o", "*", ("two", "one"), "any"),
-        ("b", "*", ("two", "one"), "any"),
+        ("b", "?", ("one",), "b"),
+        ("bb", "*", ("two", "one"), "any"),
     ],
 )
 def test_a_name_goes_to_its_own_entry_before_patterns(
@@ -118,7 +120,7 @@ def test_a_key_gets_only_its_models(ring: KeyRing, table: ModelTable) -> None:
 def test_unknown_models_resolve_to_nothing(directory: Path) -> None:
     """Without `"*"` only what is configured exists."""
     table = ModelTable(config_of(TEXT.replace('  "*": {upstream: [two, one], name: any}\n', ""), directory, ENV))
-    assert table.resolve("b", None) is None
+    assert table.resolve("bb", None) is None
     assert table.resolve("", None) is None
 
 

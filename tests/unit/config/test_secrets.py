@@ -4,9 +4,10 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from meter_proxy.config import secrets
+from meter_proxy.config.schema import RedisConfig
 from meter_proxy.errors import ConfigError
 from tests.unit.config.yaml_cases import BASE, config_of
 
@@ -105,4 +106,11 @@ def test_no_secret_is_in_a_fault(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         config_of(BASE + wrong, tmp_path, {"S": SECRET})
     assert len(caught.value.faults) == 6
+    assert SECRET not in str(caught.value)
+
+
+def test_no_secret_is_in_an_error_of_pydantic() -> None:
+    """A program that builds sections itself may print what it gets."""
+    with pytest.raises(ValidationError) as caught:
+        RedisConfig(url=f"mysql://:{SECRET}@h")
     assert SECRET not in str(caught.value)

@@ -4,6 +4,7 @@
 code under test.
 """
 
+import itertools
 import json
 import random
 import re
@@ -60,8 +61,8 @@ class Case:
         chance = random.Random(self.name)
         size = len(self.data)
         ways = [[self.data], [self.data[at : at + 1] for at in range(size)]]
-        for _ in range(20):
-            ways.append(cut(self.data, [chance.randrange(size) for _ in range(chance.randrange(1, 30))]))
+        random_offsets = [[chance.randrange(size) for _ in range(chance.randrange(1, 30))] for _ in range(20)]
+        ways += [cut(self.data, offsets) for offsets in random_offsets]
         ways += [cut(self.data, offsets) for offsets in self.expected.get("splits", [])]
         return ways
 
@@ -84,7 +85,7 @@ def cases() -> list[Case]:
 def cut(data: bytes, offsets: list[int]) -> list[bytes]:
     """The data in pieces, cut at the offsets."""
     edges = [0, *sorted(offsets), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False) if start < end]
+    return [data[start:end] for start, end in itertools.pairwise(edges) if start < end]
 
 
 def run(meter: Meter, reads: list[bytes]) -> bytes:

@@ -19,10 +19,10 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=12,
 )
-surrogates_free = st.dictionaries(st.text(max_size=6), values, max_size=6)
+objects = st.dictionaries(st.text(max_size=6), values, max_size=6)
 
 
-@given(surrogates_free, st.sampled_from([None, 1, "\t"]), st.booleans())
+@given(objects, st.sampled_from([None, 1, "\t"]), st.booleans())
 def test_each_member_is_found_where_it_stands(
     wire: dict[str, object], indent: int | str | None, ascii_only: bool
 ) -> None:
@@ -32,13 +32,10 @@ def test_each_member_is_found_where_it_stands(
     assert [member.name for member in found] == list(wire)
     for member in found:
         assert json.loads(text[member.value_start : member.value_end]) == wire[member.name]
-        assert json.loads(text[member.start :].split(b":")[0].strip() if ":" not in member.name else b'""') in (
-            "",
-            member.name,
-        )
+        assert json.JSONDecoder().raw_decode(text[member.start :].decode())[0] == member.name
 
 
-@given(surrogates_free)
+@given(objects)
 def test_a_member_is_cut_out_with_one_comma(wire: dict[str, object]) -> None:
     """First, last, in the middle or alone: the rest is the object without it."""
     text = json.dumps(wire, ensure_ascii=False).encode("utf-8", "surrogatepass")

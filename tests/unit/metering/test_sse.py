@@ -1,5 +1,7 @@
 """Framing of Server-Sent Events: where events end, whatever the line ends are and wherever the stream was cut."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,7 +115,7 @@ pieces_of_streams = st.lists(
 def test_any_cutting_gives_the_same_events_and_no_byte_is_lost(data: bytes, offsets: list[int]) -> None:
     """Joined pieces and the rest are the stream, and events do not depend on reads."""
     edges = sorted({0, len(data), *(offset for offset in offsets if offset < len(data))})
-    for reads in ([data], one_by_one(data), [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]):
+    for reads in ([data], one_by_one(data), [data[a:b] for a, b in itertools.pairwise(edges)]):
         framer = sse.Framer(40)
         pieces = [piece for read in reads for piece in framer.push(read)]
         assert b"".join(raw for raw, _ in pieces) + framer.rest() == data

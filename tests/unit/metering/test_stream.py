@@ -1,0 +1,398 @@
+"""StreamMeter: what the corpus does not hold."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from meter_proxy.metering.injection import NOTHING_HIDDEN, Hidden
+from meter_proxy.metering.request import Asked
+from meter_proxy.metering.stream import StreamMeter
+from meter_proxy.usage import Basis, Operation, Usage
+from tests.unit.metering.corpus import EVERYTHING, run
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(payload: Any) -> bytes:
+    return b"data: " + json.dumps(payload, separators=(",", ":")).encode() + b"\n\n"
+
+
+def chunk(delta: Any, finish_reason: str | None = None, index: int = 0, **more: Any) -> bytes:
+    return event({"model": "m", "choices": [{"index": index, "delta": delta, "finish_reason": finish_reason}], **more})
+
+
+def text(content: str, index: int = 0, **more: Any) -> bytes:
+    return chunk({"content": content}, index=index, **more)
+
+
+def usage(prompt: int, completion: int, **more: Any) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion, **more}
+
+
+def meter(
+    choices: int = 1, prompts: int = 1, hidden: Hidden = NOTHING_HIDDEN, max_event_bytes: int = 1_048_576
+) -> StreamMeter:
+    asked = Asked(model="m", stream=True, choices=choices, prompts=prompts)
+    operation = Operation.TEXT_COMPLETION if prompts > 1 else Operation.CHAT
+    return StreamMeter(operation, asked=asked, hidden=hidden, max_event_bytes=max_event_bytes)
+
+
+def billed(metering: StreamMeter) -> tuple[int | None, int | None, Basis]:
+    reading = metering.usage_so_far()
+    return reading.usage.input_tokens, reading.usage.output_tokens, reading.basis
+
+
+def test_nothing_seen_is_nothing_billed() -> None:
+    """Before the first token the basis is none."""
+    fresh = meter()
+    fresh.feed(chunk({"role": "assistant", "content": ""}))
+    assert fresh.usage_so_far().basis is Basis.NONE
+    assert fresh.response_model == "m"
+
+
+def test_a_running_count_older_than_the_text_goes_on_by_one_per_event() -> None:
+    """The reading never falls below what the wire shows."""
+    running = meter()
+    for read in (text("a", usage=usage(9, 5)), text("b"), text("c")):
+        running.feed(read)
+    assert billed(running) == (9, 7, Basis.RUNNING)
+    running.feed(DONE)
+    assert billed(running) == (9, 7, Basis.RUNNING)
+
+
+def test_a_running_count_that_stays_zero_is_not_believed() -> None:
+    """Some servers know the input from the start and count the output at the end only."""
+    running = meter()
+    for read in (text("a", usage=usage(9, 0)), text("b", usage=usage(9, 0))):
+        running.feed(read)
+    assert billed(running) == (9, 2, Basis.COUNTED)
+    assert running.usage_so_far().input_basis is Basis.RUNNING
+
+
+def test_a_usage_event_in_mid_stream_is_a_running_count() -> None:
+    """Text after it shows that it was not the last word."""
+    running = meter()
+    running.feed(text("a") + event({"choices": [], "usage": usage(9, 4)}))
+    assert billed(running) == (9, 4, Basis.REPORTED)
+    running.feed(text("b"))
+    assert billed(running) == (9, 5, Basis.RUNNING)
+
+
+@pytest.mark.parametrize("turns", [[0, 1] * 4, [0] * 4 + [1] * 4, [0, 0, 1, 1, 0, 1, 1, 0]])
+def test_running_counts_of_each_choice_are_summed(turns: list[int]) -> None:
+    """vLLM, SGLang and llama.cpp count each choice by itself; the input is theirs in common."""
+    running = meter(choices=2)
+    counts = [0, 0]
+    for index in turns:
+        counts[index] += 1
+        running.feed(text("x", index=index, usage=usage(9, counts[index])))
+    assert billed(running) == (9, 8, Basis.RUNNING)
+    running.feed(chunk({}, "stop", 0) + chunk({}, "stop", 1) + event({"choices": [], "usage": usage(9, 8)}))
+    assert billed(running) == (9, 8, Basis.REPORTED)
+
+
+def test_a_running_count_of_all_choices_is_not_summed() -> None:
+    """It grows with every text of any choice."""
+    running = meter(choices=2)
+    for count, index in enumerate([0, 1, 0, 1, 1], start=1):
+        running.feed(text("x", index=index, usage=usage(9, count)))
+    assert billed(running) == (9, 5, Basis.RUNNING)
+
+
+def test_running_counts_of_several_prompts_add_their_inputs() -> None:
+    """Choices of one prompt share it: index = prompt x n + i."""
+    running = meter(choices=4, prompts=2)
+    for index, prompt_tokens in ((0, 5), (1, 5), (2, 7), (3, 7)):
+        choice = {"index": index, "text": "x", "finish_reason": None}
+        running.feed(event({"choices": [choice], "usage": usage(prompt_tokens, 1)}))
+    assert billed(running) == (12, 4, Basis.RUNNING)
+
+
+def test_a_server_that_ignores_n_is_billed_its_one_answer() -> None:
+    """Two choices asked, one given: the stream's end makes its usage final."""
+    one = meter(choices=2)
+    one.feed(text("a") + chunk({}, "stop") + event({"choices": [], "usage": usage(9, 4)}))
+    assert billed(one) == (9, 1, Basis.COUNTED)
+    one.feed(DONE)
+    assert billed(one) == (9, 4, Basis.REPORTED)
+
+
+def test_a_finish_reason_of_every_choice_makes_it_finished() -> None:
+    """The first of two is not the end."""
+    two = meter(choices=2)
+    two.feed(chunk({}, "stop", 0))
+    assert not two.finished
+    two.feed(chunk({}, "length", 1))
+    assert two.finished and not two.done
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        event({"error": {"message": "x"}}),
+        event({"error": "x"}),
+        b"event: error\ndata: overloaded\n\n",
+        chunk({}, "error"),
+        event({"choices": None, "base_resp": {"status_code": 1004}}),
+    ],
+)
+def test_an_error_in_the_stream_is_seen_and_its_text_not_billed(read: bytes) -> None:
+    """In each of the shapes that servers give it."""
+    broken = meter()
+    broken.feed(text("a") + read)
+    assert broken.failed
+    assert billed(broken)[1:] == (1, Basis.COUNTED)
+
+
+def test_text_that_looks_like_an_end_or_a_usage_is_text() -> None:
+    """Within content, whether the event is parsed or known by its bytes."""
+    stream = meter(hidden=EVERYTHING)
+    tricks = [
+        "data: [DONE]",
+        "[DONE]",
+        '"},"finish_reason":"stop"}],"usage":{"completion_tokens":99}}',
+        '\n\ndata: {"choices":[],"usage":{}}\n\n',
+    ]
+    reads = [text(trick) for trick in ["a", "b", "c", *tricks]]
+    assert run(stream, reads) == b"".join(reads)
+    assert not stream.done and not stream.finished
+    assert billed(stream) == (None, len(reads), Basis.COUNTED)
+
+
+def test_an_event_with_two_choices_counts_once() -> None:
+    """As in the corpus: events are counted, not choices."""
+    both = meter(choices=2)
+    both.feed(event({"choices": [{"index": 0, "delta": {"content": "a"}}, {"index": 1, "delta": {"content": "b"}}]}))
+    assert both.content_events == 1
+
+
+@pytest.mark.parametrize(
+    ("delta", "counts"),
+    [
+        ({"content": "x"}, 1),
+        ({"content": " "}, 1),
+        ({"content": ""}, 0),
+        ({"content": None}, 0),
+        ({"content": [{"type": "thinking", "thinking": "x"}]}, 1),
+        ({"content": []}, 0),
+        ({"content": {"odd": 1}}, 0),
+        ({"reasoning_content": "x"}, 1),
+        ({"reasoning": "x"}, 1),
+        ({"tool_calls": [{"function": {"name": "f"}}]}, 1),
+        ({"tool_calls": [{"function": {"arguments": "{"}}]}, 1),
+        ({"tool_calls": [{"custom": {"input": "x"}}]}, 1),
+        ({"tool_calls": [{"index": 0, "id": "c", "function": {"arguments": ""}}]}, 0),
+        ({"tool_calls": [None, 1, {"function": 3}]}, 0),
+        ({"tool_calls": {}}, 0),
+        ({"audio": {"data": "UklG"}}, 1),
+        ({"audio": {"id": "a"}}, 0),
+        ({"refusal": "no"}, 0),
+        ({"function_call": {"name": "f"}}, 0),
+        ({}, 0),
+        (None, 0),
+        ([], 0),
+    ],
+)
+def test_what_counts_as_content(delta: Any, counts: int) -> None:
+    """Text, reasoning, tool calls and audio, not empty; odd shapes count nothing and break nothing."""
+    stream = meter()
+    stream.feed(chunk(delta))
+    assert stream.content_events == counts
+
+
+def test_token_ids_are_a_running_count() -> None:
+    """vLLM's return_token_ids tells how many tokens each event holds."""
+    stream = meter()
+    for ids in ([1, 2, 3], [4], []):
+        stream.feed(event({"choices": [{"index": 0, "delta": {"content": "x"}, "token_ids": ids}]}))
+    assert billed(stream) == (None, 5, Basis.RUNNING)
+
+
+def test_an_event_over_the_bound_is_one_content_event_and_passes() -> None:
+    """Held back or not, it is not buffered beyond the bound, and the stream goes on after it."""
+    big = text("x" * 2000)
+    for hidden in (NOTHING_HIDDEN, EVERYTHING):
+        for size in (1, 7, 500, 10_000):
+            stream = meter(hidden=hidden, max_event_bytes=1000)
+            sent = text("a") + big + text("b")
+            reads = [sent[at : at + size] for at in range(0, len(sent), size)]
+            assert run(stream, reads) == sent
+            assert stream.content_events == 3
+            assert stream.bad_usage == ["event_too_big"]
+
+
+def test_what_is_held_back_is_bounded() -> None:
+    """An upstream that never ends an event cannot fill our memory."""
+    stream = meter(hidden=EVERYTHING, max_event_bytes=1000)
+    sent = 0
+    got = len(stream.feed(b'data: {"choices":[{"delta":{"content":"'))
+    for _ in range(100):
+        got += len(stream.feed(b"x" * 100))
+        sent += 100
+        assert sent + 40 - got <= 1003 + 40
+
+
+def test_an_unfinished_event_counts_at_the_end_if_it_is_whole() -> None:
+    """Some servers forget the last blank line; half an event is no evidence."""
+    for tail, expected in (
+        (b"\n", (9, 4, Basis.REPORTED)),
+        (b"", (9, 4, Basis.REPORTED)),
+        (b"x", (None, 1, Basis.COUNTED)),
+    ):
+        stream = meter()
+        stream.feed(text("a") + event({"choices": [], "usage": usage(9, 4)})[:-2] + tail)
+        assert billed(stream)[1:] == (1, Basis.COUNTED)
+        stream.finish()
+        assert billed(stream) == expected
+
+
+def test_an_unfinished_event_goes_out_at_the_end_as_it_came() -> None:
+    """Unless it is whole and must not be seen."""
+    for rest in (b'data: {"choices":[],"usage":{"prompt', b": half a comm", b"data", text("b")[:-2], text("b")[:-1]):
+        stream = meter(hidden=EVERYTHING)
+        assert stream.feed(text("a") + rest) == text("a")
+        assert stream.finish() == rest
+        assert stream.finish() == b""
+    stream = meter(hidden=EVERYTHING)
+    stream.feed(event({"choices": [], "usage": usage(9, 4)})[:-1])
+    assert stream.finish() == b""
+
+
+def test_after_done_nothing_is_held_or_changed() -> None:
+    """Not even an unfinished event, or one that would have been taken out."""
+    after = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\ndata: {"ch'
+    stream = meter(hidden=EVERYTHING)
+    assert stream.feed(text("a") + DONE + after) == text("a") + DONE + after
+    assert stream.feed(b"oices") == b"oices"
+    assert stream.finish() == b""
+
+
+def test_a_heartbeat_is_not_held_back() -> None:
+    """One comment line between events goes out at once, also while something may have to be taken out."""
+    stream = meter(hidden=EVERYTHING)
+    stream.feed(text("a"))
+    assert stream.feed(b": keep-alive\n") == b": keep-alive\n"
+    assert stream.feed(b"\n") == b"\n"
+
+
+def test_crlf_of_an_event_that_was_taken_out_is_taken_out_whole() -> None:
+    """Also when the LF comes with the next read, or never."""
+    hidden = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\r\n\r\n'
+    data = b"data: a\r\n\r\n" + hidden + b"data: b\r\n\r\n"
+    for first in range(len(data)):
+        stream = meter(hidden=EVERYTHING)
+        assert run(stream, [data[:first], data[first:]]) == b"data: a\r\n\r\ndata: b\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("payload", "left"),
+    [
+        ('{"choices":[{"delta":{}}],"usage":{"completion_tokens":1}}', '{"choices":[{"delta":{}}]}'),
+        ('{"usage":{"completion_tokens":1},"choices":[{"delta":{}}]}', '{"choices":[{"delta":{}}]}'),
+        ('{ "usage" : {"completion_tokens":1} , "choices":[{"delta":{}}]}', '{  "choices":[{"delta":{}}]}'),
+        ('{"a":1, "usage": {"completion_tokens":1}, "choices":[{}]}', '{"a":1, "choices":[{}]}'),
+        (
+            '{"choices":[{"usage":{"completion_tokens":1}}],"usage":{"x":1}}',
+            '{"choices":[{"usage":{"completion_tokens":1}}]}',
+        ),
+        ('{"choices":[{}],"us\\u0061ge":{"completion_tokens":1}}', '{"choices":[{}]}'),
+        (
+            '{"choices":[{"delta":{"content":"\\",\\"usage\\":{"}}],"usage":{"a":"}"}}',
+            '{"choices":[{"delta":{"content":"\\",\\"usage\\":{"}}]}',
+        ),
+        (
+            '{"choices":[{}],"x\\"usage":{"usage":{"a":1}},"usage":{"b":1}}',
+            '{"choices":[{}],"x\\"usage":{"usage":{"a":1}}}',
+        ),
+        (
+            '{"choices":[{}],"usage":{"b":1},"x":{"y":1,"usage":{"a":1}}}',
+            '{"choices":[{}],"x":{"y":1,"usage":{"a":1}}}',
+        ),
+        ('{"choices":[{}],"usage":null}', '{"choices":[{}],"usage":null}'),
+        ('{"choices":[{}],"usage":[1]}', '{"choices":[{}],"usage":[1]}'),
+        (
+            '{"choices":[{"delta":{"content":"\\ud83d"}}],"usage":{"a":1}}',
+            '{"choices":[{"delta":{"content":"\\ud83d"}}]}',
+        ),
+    ],
+)
+def test_only_the_outermost_usage_is_cut_out(payload: str, left: str) -> None:
+    """Wherever it stands, however it is written, and whatever else is called usage."""
+    stream = meter(hidden=Hidden(running_usage=True))
+    assert run(stream, [f"data: {payload}\n\n".encode()]) == f"data: {left}\n\n".encode()
+
+
+@pytest.mark.parametrize("hidden", [Hidden(usage_event=True), EVERYTHING])
+@pytest.mark.parametrize("choices", ['"choices":null,', "", '"choices":{},', '"choices":0,'])
+def test_a_usage_without_an_empty_list_of_choices_is_not_taken_out(hidden: Hidden, choices: str) -> None:
+    """Only the event that our injection causes is ours to take out."""
+    raw = ("data: {" + choices + '"usage":{"prompt_tokens":9,"completion_tokens":4}}\n\n').encode()
+    stream = meter(hidden=hidden)
+    assert run(stream, [raw]) == raw
+    assert billed(stream)[:2] == (9, 4)
+
+
+def test_known_events_are_metered_as_parsed_ones() -> None:
+    """A long stream in which kinds of events take turns: one read each, all in one, or byte by byte."""
+    reads = [chunk({"role": "assistant", "content": ""})]
+    for number in range(1, 40):
+        reads.append(chunk({"reasoning_content": f"r{number}"}))
+        if number % 7 == 0:
+            reads.append(b": ping\n\n")
+    for number in range(1, 60):
+        reads.append(text('quote " back \\ \n' * (number % 3) + "x", usage=usage(9, 39 + number)))
+        if number % 10 == 0:
+            reads.append(chunk({"content": ""}, usage=usage(9, 39 + number)))
+    reads += [chunk({}, "stop"), event({"choices": [], "usage": usage(9, 98)}), DONE]
+    readings = []
+    for cutting in (reads, [b"".join(reads)], [bytes([byte]) for byte in b"".join(reads)]):
+        seen = []
+        stream = meter()
+        for read in cutting:
+            stream.feed(read)
+            seen.append((stream.content_events, billed(stream)))
+        readings.append(seen)
+    assert readings[0][-1] == readings[1][-1] == readings[2][-1] == (98, (9, 98, Basis.REPORTED))
+    ends = list(itertools.accumulate(map(len, reads)))
+    assert [readings[2][end - 1] for end in ends] == readings[0]
+    running = [reading for _, reading in readings[0] if reading[2] is Basis.RUNNING]
+    assert running == sorted(running) and running[0] == (9, 40, Basis.RUNNING)
+
+
+def test_the_last_running_usage_is_read_with_its_details() -> None:
+    """Known by its bytes or parsed: cached input is part of the reading."""
+    stream = meter()
+    for number in range(1, 9):
+        stream.feed(text("x", usage=usage(9, number, prompt_tokens_details={"cached_tokens": 8})))
+    assert stream.usage_so_far().usage == Usage(9, 8, 8, None)
+
+
+def test_odd_usage_is_flagged_once_at_the_end() -> None:
+    """A complete answer with text but no usage that counts is a reason, not a silent 0."""
+    for last, reason in (
+        (b"", "missing"),
+        (event({"choices": [], "usage": usage(0, 0)}), "placeholder"),
+        (event({"choices": [], "usage": {}}), "no_counts"),
+        (event({"choices": [], "usage": usage(9, 0)}), "zero_output"),
+        (event({"choices": [], "usage": usage(-1, 2)}), "negative"),
+        (event({"choices": [], "usage": usage(9, 2, prompt_tokens_details={"cached_tokens": "x"})}), "bad_detail"),
+    ):
+        stream = meter()
+        run(stream, [text("a"), last, last, DONE])
+        assert stream.bad_usage == [reason]
+
+
+def test_a_stream_that_is_cut_off_is_not_flagged() -> None:
+    """A usage that could not come yet is not missing."""
+    stream = meter()
+    run(stream, [text("a")])
+    assert stream.bad_usage == []
+
+
+def test_an_explicit_zero_of_an_empty_answer_is_reported() -> None:
+    """Zero is a value."""
+    stream = meter()
+    stream.feed(chunk({}, "stop") + event({"choices": [], "usage": usage(0, 0)}) + DONE)
+    assert billed(stream) == (0, 0, Basis.REPORTED)
