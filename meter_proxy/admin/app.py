@@ -26,6 +26,7 @@ from meter_proxy.telemetry.records import MAX_RECENT
 DEFAULT_LIMIT = 100
 DEFAULT_BY = "key,model,day"
 BATCH = 500  # records in one write: 300 KB, 0.1 ms
+LAST_INSTANT = 253_402_300_799.0  # 9999-12-31T23:59:59Z: what a calendar can hold
 RESTART_NEEDED = "Reloading the configuration is not possible in this version: restart the proxy."
 
 
@@ -166,7 +167,7 @@ def _since(text: str | None) -> float:
     if text is None:
         return 0.0
     try:
-        return parse_since(text, time.time())
+        return min(max(0.0, parse_since(text, time.time())), LAST_INSTANT)
     except ValueError as exc:
         raise BadParameter("since", str(exc)) from exc
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from meter_proxy.config.load import load_config
+from meter_proxy.config.load import state_dir_of
 from meter_proxy.errors import ConfigError
 
 NANO_PER_USD = 1_000_000_000
@@ -24,7 +24,7 @@ Cell = str | int | float | bool | None
 def state_directory(config: Path | None, state_dir: Path | None) -> Path:
     """Return the state directory that the command line names. Raises `ConfigError` where there is none."""
     if state_dir is None:
-        state_dir = load_config(config, os.environ).state_dir if config is not None else DEFAULT_STATE_DIR
+        state_dir = state_dir_of(config, os.environ) if config is not None else DEFAULT_STATE_DIR
     if not state_dir.is_dir():
         hint = "name the configuration that `serve` runs with, or use --state-dir"
         raise ConfigError([f"meter-proxy: no state directory at {state_dir.absolute()}: {hint}"])

@@ -17,7 +17,9 @@ from meter_proxy.metering.stream import StreamMeter
 PIECE_BYTES = 256 * 1024  # of decoded text at once
 MAX_DECODED_BYTES_PER_FEED = 32 * 1024 * 1024  # a read of 256 KiB that inflates more than 128-fold is no answer
 _ZSTD_WINDOW_BYTES = 8 * 1024 * 1024  # RFC 9659: what a decoder of this coding must support, and no more
-_ZSTD_STEP_BYTES = 8  # its decoder knows no bound of output: three blocks of 128 KiB at most in so few bytes
+# Decoded at once: what comes before damage is lost only with the step that the damage is in; and zstd's decoder, which
+# knows no bound of its own, makes at most 8 blocks of 128 KiB from it.
+_STEP_BYTES = 32
 _GZIP = 16 + zlib.MAX_WBITS
 _ZLIB = zlib.MAX_WBITS
 _RAW_DEFLATE = -zlib.MAX_WBITS
@@ -33,7 +35,7 @@ class Decoder(Protocol):
     is_whole: bool  # the coded text has ended, or has not begun
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Pieces of about PIECE_BYTES at most. Raises BadCoding, and is of no use after that."""
+        """Pieces of bounded size, from a few bytes. Raises BadCoding, and is of no use after that."""
 
 
 class CodedMeter(AroundMeter):
@@ -67,11 +69,12 @@ class CodedMeter(AroundMeter):
 
     def _meter_decoded(self, decoder: Decoder, data: bytes) -> None:
         size_bytes = 0
-        for piece in decoder.decode(data):
-            self._inner.feed(piece)
-            size_bytes += len(piece)
-            if size_bytes > MAX_DECODED_BYTES_PER_FEED:
-                raise BadCoding
+        for start in range(0, len(data), _STEP_BYTES):
+            for piece in decoder.decode(data[start : start + _STEP_BYTES]):
+                self._inner.feed(piece)
+                size_bytes += len(piece)
+                if size_bytes > MAX_DECODED_BYTES_PER_FEED:
+                    raise BadCoding
 
 
 def _decoder_for(coding: str) -> Decoder | None:
@@ -156,16 +159,14 @@ class _Zstandard:
         self._inflate: Any = self._decompressor.decompressobj()
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        for start in range(0, len(data), _ZSTD_STEP_BYTES):
-            step = data[start : start + _ZSTD_STEP_BYTES]
-            while step:
-                if self._inflate.eof:
-                    self._inflate = self._decompressor.decompressobj()
-                try:
-                    piece = self._inflate.decompress(step)
-                except self._error as exc:
-                    raise BadCoding from exc
-                step = self._inflate.unused_data if self._inflate.eof else b""
-                if piece:
-                    yield piece
-            self.is_whole = self._inflate.eof
+        while data:
+            if self._inflate.eof:
+                self._inflate = self._decompressor.decompressobj()
+            try:
+                piece = self._inflate.decompress(data)
+            except self._error as exc:
+                raise BadCoding from exc
+            data = self._inflate.unused_data if self._inflate.eof else b""
+            if piece:
+                yield piece
+        self.is_whole = self._inflate.eof

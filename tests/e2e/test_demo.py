@@ -1,10 +1,12 @@
 """`meter-proxy demo`, as a newcomer runs it."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shlex
 import signal
+import socket
 import urllib.request
 from pathlib import Path
 
@@ -54,6 +56,19 @@ async def test_what_the_demo_points_to_works(tmp_path: Path) -> None:
         assert "alice" in await shell(said["totals"])  # the books stay
     finally:
         await demo.close()
+
+
+async def test_demo_makes_way_for_who_has_the_usual_ports(tmp_path: Path) -> None:
+    """8080 taken by somebody else: the demo takes free ports and says which."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # somebody else has it already, which is as good
+            stack.enter_context(socket.create_server(("127.0.0.1", 8080)))
+        code, stdout, _ = await run_command("demo", "--once", env={"TMPDIR": str(tmp_path)}, within_s=BILL_WITHIN_S)
+    assert code == 0
+    found = re.match(r"meter-proxy: serving (http://127\.0\.0\.1:(\d+)) ", stdout)
+    assert found is not None
+    assert found[2] != "8080"
+    assert f"curl -N {found[1]}/v1/chat/completions" in stdout
 
 
 async def shell(command: str) -> str:

@@ -2,12 +2,12 @@
 
 import shutil
 import subprocess
+import time
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from meter_proxy.ledger.journal import JournalRecord
 from meter_proxy.telemetry.exposition import Counter
 from meter_proxy.telemetry.metrics import Metrics, WorkerStats
 from meter_proxy.telemetry.servers import Server
@@ -348,11 +348,15 @@ def test_the_version_is_shown(metrics: Metrics) -> None:
     assert everything(metrics)["meter_proxy_build_info{version=1.2.3}"] == 1
 
 
-def test_two_thousand_series_are_rendered_in_a_few_milliseconds(metrics: Metrics) -> None:
-    """The loop that renders also replaces workers. Measured in lines, not in time: a slow machine is no defect."""
-    records: list[JournalRecord] = [journal_record(f"m{n % 20}", key=f"k{n}") for n in range(500)]
-    for record in records:
-        metrics.count(record)
-    text = metrics.render()
-    assert len(text.splitlines()) > 2000
-    assert metrics.render() == text
+def test_two_thousand_series_do_not_hold_the_loop(metrics: Metrics) -> None:
+    """A few ms: the loop that renders also replaces workers. (prometheus_client's own text takes some 28 ms.)"""
+    for number in range(400):
+        metrics.count(journal_record(f"m{number % 20}", key=f"k{number}"))
+    assert len(metrics.render().splitlines()) > 2000
+
+    def render_s() -> float:
+        began_at = time.perf_counter()
+        metrics.render()
+        return time.perf_counter() - began_at
+
+    assert min(render_s() for _ in range(10)) < 0.015

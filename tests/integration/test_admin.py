@@ -1,0 +1,214 @@
+"""The admin listener over HTTP: its routes, parameters and answers."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from prometheus_client.parser import text_string_to_metric_families
+
+from meter_proxy.admin.app import WorkerState, build
+from meter_proxy.ledger.journal import Journal, encode_line
+from meter_proxy.tasks import spawn
+from meter_proxy.telemetry.feed import RecordFeed
+from meter_proxy.telemetry.metrics import Metrics, WorkerStats
+from tests.support.records import usage_record
+
+
+class FakeProxy:
+    """A proxy with one worker, as ready as the test says."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.uptime_s = 12.5
+
+    def reasons_not_ready(self) -> list[str]:
+        """What the test put there."""
+        return self.reasons
+
+    def worker_states(self) -> Sequence[WorkerState]:
+        """One."""
+        return [WorkerState(index=0, pid=4711, state="ready", restarts=2)]
+
+
+@pytest.fixture
+def proxy() -> FakeProxy:
+    """The proxy that the client's admin listener belongs to."""
+    return FakeProxy()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """The metrics that the client's admin listener shows."""
+    return Metrics(version="1", servers={})
+
+
+@pytest.fixture
+async def client(tmp_path: Path, proxy: FakeProxy, metrics: Metrics) -> AsyncIterator[TestClient[Any, Any]]:
+    """A client of an admin listener whose books hold 250 records: 125 of each alice and bob."""
+    (tmp_path / "w0").mkdir()
+    journal = Journal(tmp_path / "w0")
+    for number in range(250):
+        time = f"2026-03-0{1 + number // 100}T12:{number % 60:02d}:00.000Z"
+        record = usage_record(id=f"r{number}", time=time, key="bob" if number % 2 else "alice")
+        journal.append(encode_line(record, "other" if number < 50 else "m1"))
+    feed = RecordFeed(tmp_path, metrics, workers=1)
+    following = spawn(feed.run(), name="feed")
+    async with TestClient(TestServer(build(metrics, feed, proxy, admin_token=None))) as client:
+        yield client
+    following.cancel()
+
+
+async def get(client: TestClient[Any, Any], path: str, expected: int = 200) -> Any:
+    """The JSON at `path`."""
+    async with client.get(path) as response:
+        assert response.status == expected
+        assert response.content_type == "application/json"
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "Server" not in response.headers
+        return await response.json()
+
+
+async def test_records_are_the_newest_oldest_first(client: TestClient[Any, Any]) -> None:
+    """100 unless asked otherwise."""
+    everything = (await get(client, "/api/records?limit=100000"))["data"]
+    assert len(everything) == 250
+    assert everything == sorted(everything, key=lambda record: record["time"])
+    assert (await get(client, "/api/records"))["data"] == everything[-100:]
+    assert (await get(client, "/api/records?limit=1"))["data"] == everything[-1:]
+    of_bob = [record for record in everything if record["key"] == "bob"]
+    assert (await get(client, "/api/records?limit=7&key=bob"))["data"] == of_bob[-7:]
+    since = [record for record in everything if record["time"] >= "2026-03-03"]
+    assert (await get(client, "/api/records?since=2026-03-03T00:00:00Z"))["data"] == since
+
+
+async def test_no_record_is_an_empty_list(client: TestClient[Any, Any]) -> None:
+    """Valid JSON all the same."""
+    assert await get(client, "/api/records?key=nobody") == {"data": []}
+
+
+async def test_a_record_has_the_fields_of_the_contract(client: TestClient[Any, Any]) -> None:
+    """In their order; what is more comes after them."""
+    (record,) = (await get(client, "/api/records?limit=1"))["data"]
+    fields = list(msgspec.structs.asdict(usage_record()))
+    assert list(record)[: len(fields)] == fields
+
+
+async def test_usage_is_totalled_as_asked(client: TestClient[Any, Any]) -> None:
+    """Rows in the order of their columns; all figures are integers."""
+    rows = (await get(client, "/api/usage?by=model,key"))["data"]
+    assert [(row["model"], row["key"], row["requests"]) for row in rows] == [
+        ("m1", "alice", 100),
+        ("m1", "bob", 100),
+        ("other", "alice", 25),
+        ("other", "bob", 25),
+    ]
+    assert rows[0] == {
+        "model": "m1",
+        "key": "alice",
+        "requests": 100,
+        "input_tokens": 1000,
+        "output_tokens": 500,
+        "cached_input_tokens": 0,
+        "reasoning_tokens": 0,
+        "cost_nano_usd": 7_500_000,
+    }
+    assert len((await get(client, "/api/usage"))["data"]) == 8
+    (row,) = (await get(client, "/api/usage?by=day&since=2026-03-03"))["data"]
+    assert (row["day"], row["requests"]) == ("2026-03-03", 50)
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter"),
+    [
+        ("/api/records?limit=0", "limit"),
+        ("/api/records?limit=-1", "limit"),
+        ("/api/records?limit=100001", "limit"),
+        ("/api/records?limit=ten", "limit"),
+        ("/api/records?limit=1e3", "limit"),
+        ("/api/records?limit=%D9%A3", "limit"),
+        ("/api/records?limit=1&limit=2", "limit"),
+        ("/api/records?since=yesterday", "since"),
+        ("/api/records?user=alice", "user"),
+        ("/api/usage?by=color", "by"),
+        ("/api/usage?by=key,key", "by"),
+        ("/api/usage?since=-1d", "since"),
+        ("/api/usage?limit=3", "limit"),
+    ],
+)
+async def test_a_bad_parameter_is_named(client: TestClient[Any, Any], path: str, parameter: str) -> None:
+    """In OpenAI's shape."""
+    error = (await get(client, path, 400))["error"]
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", parameter, "invalid_parameter")
+    assert error["message"]
+
+
+@pytest.mark.parametrize(("since", "requests"), [("999999999d", 250), ("9999-12-31T23:59:59-12:00", 0), ("", 250)])
+async def test_any_instant_is_good(client: TestClient[Any, Any], since: str, requests: int) -> None:
+    """Before the first computer and after the last one."""
+    rows = (await get(client, f"/api/usage?since={since}"))["data"]
+    assert sum(row["requests"] for row in rows) == requests
+    assert len((await get(client, f"/api/records?limit=1000&since={since}"))["data"]) == requests
+
+
+async def test_metrics_are_prometheus_text(client: TestClient[Any, Any], metrics: Metrics) -> None:
+    """As its own parser reads it."""
+    async with client.get("/metrics") as response:
+        assert response.status == 200
+        assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        families = list(text_string_to_metric_families(await response.text()))
+    assert len(families) == len(metrics.families)
+
+
+async def test_health_and_readiness(client: TestClient[Any, Any], proxy: FakeProxy) -> None:
+    """Not ready is a 503 that says why; alive it is all the same."""
+    assert await get(client, "/readyz") == {"ready": True, "reasons": []}
+    proxy.reasons = ["draining"]
+    assert await get(client, "/readyz", 503) == {"ready": False, "reasons": ["draining"]}
+    assert await get(client, "/healthz") == {"status": "ok"}
+
+
+async def test_live_shows_workers_and_what_is_in_flight(client: TestClient[Any, Any], metrics: Metrics) -> None:
+    """By model."""
+    stats = WorkerStats()
+    stats.inflight_add("m", 1)
+    metrics.absorb("w0", stats.snapshot())
+    assert await get(client, "/api/live") == {
+        "ready": True,
+        "uptime_s": 12.5,
+        "workers": [{"index": 0, "pid": 4711, "state": "ready", "restarts": 2}],
+        "inflight": {"other": 1},
+    }
+
+
+async def test_reload_says_that_it_cannot(client: TestClient[Any, Any]) -> None:
+    """501, and what to do instead; a web page may not even ask."""
+    async with client.post("/-/reload") as response:
+        assert response.status == 501
+        assert "restart" in (await response.json())["error"]["message"]
+    async with client.post("/-/reload", headers={"Origin": str(client.make_url("/").origin())}) as response:
+        assert response.status == 403
+
+
+async def test_the_page_lists_what_there_is(client: TestClient[Any, Any]) -> None:
+    """Every link on it works; it loads nothing from elsewhere."""
+    async with client.get("/") as response:
+        assert response.content_type == "text/html"
+        page = await response.text()
+    links = [part.split('"')[0] for part in page.split('href="')[1:]]
+    assert {link.partition("?")[0] for link in links} >= {"/metrics", "/api/records", "/api/usage", "/api/live"}
+    for link in links:
+        async with client.get(link.replace("&amp;", "&")) as response:
+            assert response.status == 200
+    assert "http" not in page.replace("http-equiv", "")
+
+
+async def test_unknown_paths_and_methods_are_errors_in_the_same_shape(client: TestClient[Any, Any]) -> None:
+    """JSON, never aiohttp's own text."""
+    assert (await get(client, "/nothing", 404))["error"]["code"] == "unknown_url"
+    async with client.delete("/metrics") as response:
+        assert (response.status, response.headers["Allow"]) == (405, "GET, HEAD")
+        assert json.loads(await response.text())["error"]["code"] == "method_not_allowed"

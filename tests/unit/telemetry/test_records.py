@@ -1,0 +1,109 @@
+"""The newest records, and totals."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from meter_proxy.ledger.journal import JournalRecord
+from meter_proxy.ledger.totals import summarise
+from meter_proxy.telemetry.records import SLACK, RecentRecords, UsageTotals, rows
+from tests.unit.telemetry.journal_records import journal_record
+
+
+def at(second: int, **members: Any) -> JournalRecord:
+    """A record that was admitted at 12:00 plus `second`, and took 100 ms; its id is the second."""
+    time = f"2026-03-01T12:{second // 60:02d}:{second % 60:02d}.000Z"
+    return journal_record(id=str(second), time=time, **members)
+
+
+def ids(records: list[bytes]) -> list[int]:
+    """The ids of records as JSON."""
+    return [int(msgspec.json.decode(record)["id"]) for record in records]
+
+
+def test_the_newest_come_oldest_first() -> None:
+    """By settlement, whatever the order in which they came to us."""
+    recent = RecentRecords()
+    for second in (3, 1, 2, 5, 4):
+        recent.add(at(second))
+    assert ids(recent.newest(3)) == [3, 4, 5]
+    assert ids(recent.newest(100)) == [1, 2, 3, 4, 5]
+
+
+def test_settlement_is_admission_plus_duration() -> None:
+    """A long stream that began first may end last."""
+    recent = RecentRecords()
+    recent.add(at(2))
+    recent.add(at(1, duration_ms=60_000.0))
+    assert ids(recent.newest(2)) == [2, 1]
+
+
+def test_records_are_filtered_by_key_and_admission() -> None:
+    """The limit counts what matches."""
+    recent = RecentRecords()
+    for second in range(10):
+        recent.add(at(second, key="odd" if second % 2 else "even"))
+    since = at(3).admitted_at
+    assert ids(recent.newest(2, key="odd")) == [7, 9]
+    assert ids(recent.newest(100, since=since)) == [3, 4, 5, 6, 7, 8, 9]
+    assert ids(recent.newest(100, key="even", since=since)) == [4, 6, 8]
+    assert recent.newest(100, key="nobody") == []
+
+
+def test_a_record_is_shown_with_all_its_fields() -> None:
+    """As it stands in the journal."""
+    recent = RecentRecords()
+    record = at(1)
+    recent.add(record)
+    assert msgspec.json.decode(recent.newest(1)[0]) == msgspec.to_builtins(record)
+
+
+def test_memory_is_bounded_to_the_newest() -> None:
+    """The oldest go, also when they come late."""
+    recent = RecentRecords(size=10)
+    count = 10 + SLACK + 5
+    for second in range(count):
+        recent.add(at(second))
+    assert len(recent) == 10
+    assert ids(recent.newest(10)) == list(range(count - 10, count))
+    assert not recent.whole
+
+
+def test_the_past_is_loaded_while_the_present_goes_on() -> None:
+    """The newest of both, in order; nothing twice."""
+    recent = RecentRecords(size=6)
+    past = [at(second) for second in (7, 1, 6, 2, 5, 3, 4)]
+    for count, _ in enumerate(recent.load(past)):
+        if count == 2:
+            recent.add(at(8))
+    assert ids(recent.newest(100)) == [3, 4, 5, 6, 7, 8]
+
+
+def test_it_knows_how_far_back_it_can_tell_everything() -> None:
+    """None means: look into the journals."""
+    recent = RecentRecords(size=5)
+    assert list(recent.since(0.0) or []) == []
+    for _ in recent.load([at(second) for second in range(10)]):
+        pass
+    known = recent.since(at(6).admitted_at)
+    assert known is not None
+    assert [record.id for record in known] == ["6", "7", "8", "9"]
+    assert recent.since(at(4).admitted_at) is None
+
+
+@pytest.mark.parametrize("by", [("key", "model", "day"), ("model",), ("day", "key")])
+def test_totals_are_those_of_the_command(by: tuple[str, ...]) -> None:
+    """`/api/usage` and `meter-proxy usage` cannot disagree."""
+    records = [
+        journal_record("m1", key="alice", cached_input_tokens=3),
+        journal_record("m1", key="bob", time="2026-03-02T00:00:00.000Z", reasoning_tokens=4, cost_nano_usd=10**15),
+        journal_record("other", key="alice", time="2026-03-02T00:00:00.000Z"),
+        journal_record("m1", key="alice", input_tokens=2**53),
+    ]
+    totals = UsageTotals()
+    for record in records:
+        totals.add(record)
+    assert rows(totals.after(""), by) == summarise(records, by)
+    assert rows(totals.after("2026-03-01"), by) == summarise(records[1:3], by)
+    assert rows(totals.after("2026-03-02"), by) == []
