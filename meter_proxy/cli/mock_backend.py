@@ -26,7 +26,11 @@ def command(
     ] = 3,
     seed: Annotated[int, typer.Option(help="Another seed, other words and other events.")] = 0,
 ) -> None:
-    """Run a fake OpenAI-compatible backend, for trying things out without a GPU."""
+    """Run a fake OpenAI-compatible backend, for trying things out without a GPU.
+
+    A request can ask for trouble by headers: x-mock-tokens: N; x-mock-first-byte-ms: N; x-mock-status: CODE;
+    x-mock-fault: error@K, reset@K, close@K or stall@K, after K events with text.
+    """
     host, separator, port = listen.rpartition(":")
     if not separator or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise typer.BadParameter("expected HOST:PORT, such as 127.0.0.1:8000", param_hint="--listen")

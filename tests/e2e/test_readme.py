@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 MODEL_SERVERS = {"vllm serve": "vllm", "llama-server": "llamacpp", "ollama serve": "ollama"}
 PORTS = {"vllm": 8000, "llamacpp": 8000, "ollama": 11434}
+NOTHING: Mapping[str, str] = {}
 RUN_BY = {
     "make demo": "test_make_demo",
     "make run": "test_make_run_in_front_of",
@@ -78,7 +79,7 @@ def project(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def running(command: str, cwd: Path, ready: str, **environment: str) -> AsyncIterator[None]:
+async def running(command: str, cwd: Path, ready: str, environment: Mapping[str, str] = NOTHING) -> AsyncIterator[None]:
     """A command of the README that goes on until it is interrupted; ended with Ctrl-C, as people do."""
     process = await asyncio.create_subprocess_shell(
         command,
@@ -104,7 +105,7 @@ async def running(command: str, cwd: Path, ready: str, **environment: str) -> As
             await process.communicate()
 
 
-async def run(command: str, cwd: Path, *, within_s: float = 120, **environment: str) -> str:
+async def run(command: str, cwd: Path, environment: Mapping[str, str] = NOTHING) -> str:
     """A command of the README that ends by itself, and well; what it prints."""
     process = await asyncio.create_subprocess_shell(
         command,
@@ -113,7 +114,7 @@ async def run(command: str, cwd: Path, *, within_s: float = 120, **environment: 
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(120):
         out, _ = await process.communicate()
     assert process.returncode == 0, out.decode()
     return out.decode()
@@ -133,21 +134,17 @@ async def test_make_run_in_front_of(project: Path, server: str) -> None:
     block = next(block for block in blocks("sh") if block.startswith(server))
     make_run = next(line for line in block.splitlines() if line.startswith("make run"))
     asks = [command for command in commands() if command.startswith("curl http")]
-    async with running_mock_backend("--dialect", dialect, "--listen", f"127.0.0.1:{PORTS[dialect]}"):
-        async with running(make_run, project, "serving http://127.0.0.1:8080"):
-            for ask in asks[:1]:
-                assert "data: [DONE]" in await run(ask, project)
-            shown = ""
-
-            async def record_is_shown() -> None:
-                nonlocal shown
-                while "anonymous" not in shown:
-                    shown = await run(command_starting(".venv/bin/meter-proxy records"), project)
-
-            async with asyncio.timeout(10):
-                await record_is_shown()
-            assert "completed" in shown
-            assert "meter_proxy_tokens_total" in await run(asks[-1], project)
+    async with (
+        running_mock_backend("--dialect", dialect, "--listen", f"127.0.0.1:{PORTS[dialect]}"),
+        running(make_run, project, "serving http://127.0.0.1:8080"),
+    ):
+        assert "data: [DONE]" in await run(asks[0], project)
+        shown = ""
+        async with asyncio.timeout(10):
+            while "anonymous" not in shown:
+                shown = await run(command_starting(".venv/bin/meter-proxy records"), project)
+        assert "completed" in shown
+        assert "meter_proxy_tokens_total" in await run(asks[-1], project)
 
 
 async def test_configuration_commands(project: Path) -> None:
@@ -155,14 +152,15 @@ async def test_configuration_commands(project: Path) -> None:
     (project / "meter-proxy.yaml").write_text(max(blocks("yaml"), key=len))
     keys = {"ALICE_KEY": "sk-alice"}
     assert "sha256:" in await run(command_starting("meter-proxy keys create"), project)
-    await run(command_starting("meter-proxy check-config"), project, **keys)
-    async with running_mock_backend("--listen", "127.0.0.1:8000"):
-        async with running(command_starting("meter-proxy serve"), project, "serving http://127.0.0.1:8080", **keys):
-            await run(
-                "curl -sSf http://127.0.0.1:8080/v1/chat/completions -H 'Authorization: Bearer sk-alice' "
-                """-H 'Content-Type: application/json' -d '{"model": "small", "messages": []}'""",
-                project,
-            )
+    await run(command_starting("meter-proxy check-config"), project, keys)
+    async with (
+        running_mock_backend("--listen", "127.0.0.1:8000"),
+        running(command_starting("meter-proxy serve"), project, "serving http://127.0.0.1:8080", keys),
+    ):
+        await run(
+            "curl -sSf http://127.0.0.1:8080/v1/chat/completions -H 'Authorization: Bearer sk-alice' "
+            """-H 'Content-Type: application/json' -d '{"model": "small", "messages": []}'""",
+            project,
+        )
     assert "alice" in await run(command_starting("meter-proxy usage"), project)
     assert '"key":"alice"' in (await run(command_starting("meter-proxy records"), project)).replace(": ", ":")
-

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import answers, harms
 from tests.support.httpraw import RawClient
-from tests.support.servers import MissingServer, PrometheusServer, StoreServer, _installed
+from tests.support.servers import MissingServer, PrometheusServer, StoreServer, installed_program
 from tests.support.upstream import PeerGone, ScriptedUpstream, UpstreamExchange
 from tests.support.waiting import until, until_async
 from tests.support.wire import BrokenOff, split_events
@@ -221,4 +221,4 @@ async def test_prometheus_scrapes_what_it_was_given(tmp_path: Path) -> None:
 def test_a_missing_server_says_how_to_get_it() -> None:
     """Nothing is skipped: the message names the package and the command."""
     with pytest.raises(MissingServer, match="apt-get install no-such-server"):
-        _installed("no-such-server")
+        installed_program("no-such-server")

@@ -138,7 +138,7 @@ class StoreServer(ChildServer):
     @classmethod
     def redis(cls, directory: Path) -> "StoreServer":
         """Debian's redis-server."""
-        return cls(_installed("redis-server"), directory / "redis")
+        return cls(installed_program("redis-server"), directory / "redis")
 
     @classmethod
     def valkey(cls, directory: Path) -> "StoreServer":
@@ -167,7 +167,7 @@ class PrometheusServer(ChildServer):
     """Debian's prometheus, scraping `targets` (HOST:PORT each) every 200 ms."""
 
     def __init__(self, directory: Path, targets: Sequence[str]) -> None:
-        program = _installed("prometheus")
+        program = installed_program("prometheus")
         home = directory / "prometheus"
         home.mkdir(parents=True, exist_ok=True)
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -195,8 +195,8 @@ class PrometheusServer(ChildServer):
         return {tuple(sorted(sample["metric"].items())): float(sample["value"][1]) for sample in found}
 
 
-def _installed(program: str) -> str:
-    """The full path of a Debian program. In sbin for some, which is not on everybody's PATH."""
+def installed_program(program: str) -> str:
+    """The full path of a Debian program, also in sbin, which is not on everybody's PATH. Raises MissingServer."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/bin:/usr/local/bin")
     if path is None:
         raise MissingServer(f"the tests need {program}: sudo apt-get install {program} (`make test` does it)")

@@ -164,7 +164,8 @@ def test_what_was_decoded_before_the_damage_counts() -> None:
     deflate = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
     good = deflate.compress(b"\n\n".join(STREAM.split(b"\n\n")[:2]) + b"\n\n") + deflate.flush(zlib.Z_SYNC_FLUSH)
     metering = meter(coding="gzip")
-    metering.feed(good + b"\xff" * 50)
+    for read in (good, b"\xff" * 50, b"more"):
+        assert metering.feed(read) is read
     assert metering.content_events == 2
     assert metering.usage_so_far().basis is Basis.COUNTED
 

@@ -1,0 +1,123 @@
+"""Random streams: no cutting, no template and no oddity may change what is counted, billed or forwarded."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meter_proxy.metering import stream
+from meter_proxy.metering.injection import NOTHING_HIDDEN, Hidden
+from meter_proxy.metering.request import Asked
+from meter_proxy.metering.stream import StreamMeter
+from meter_proxy.metering.template import NO_TEMPLATE
+from meter_proxy.usage import Operation
+from tests.unit.metering.corpus import EVERYTHING, cut, run, without_hidden
+
+texts = st.sampled_from(
+    ["a", "", "b c", '"', "\\", "\n", '\\"', "春", '"},"finish_reason":"stop"}],"usage":{', "data: [DONE]", "[DONE]"]
+)
+counts = st.sampled_from([0, 1, 2, 5, 17, 2**40, 1.0, 2.5, "3", None, -1, True])
+usages = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt_tokens": counts,
+        "completion_tokens": counts,
+        "total_tokens": counts,
+        "prompt_tokens_details": st.fixed_dictionaries({"cached_tokens": counts}),
+        "usage": st.just({"completion_tokens": 9}),
+    },
+)
+deltas = st.fixed_dictionaries({}, optional={"content": texts, "reasoning_content": texts, "usage": usages}) | st.none()
+choices = st.fixed_dictionaries(
+    {"delta": deltas},
+    optional={"index": st.sampled_from([0, 1]), "finish_reason": st.sampled_from([None, "", "stop"]), "usage": usages},
+)
+plain = st.builds(lambda text: {"choices": [{"index": 0, "delta": {"content": text}}], "usage": None}, texts)
+running = st.builds(
+    lambda text, count: {
+        "choices": [{"index": 0, "delta": {"content": text}}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": count, "total_tokens": 9 + count},
+    },
+    texts,
+    st.integers(0, 40),
+)
+answers = st.fixed_dictionaries(
+    {},
+    optional={
+        "choices": st.lists(choices, max_size=2) | st.none(),
+        "usage": usages | st.just([1]),
+        "obfuscation": texts,
+        "error": st.sampled_from([None, "x"]),
+        "timings": st.fixed_dictionaries({"prompt_n": counts, "predicted_n": counts}),
+        "x_groq": st.fixed_dictionaries({"usage": usages}),
+    },
+)
+printed = st.builds(
+    lambda wire, separators, ascii_only: json.dumps(wire, separators=separators, ensure_ascii=ascii_only).encode(),
+    plain | plain | running | running | answers,
+    st.sampled_from([(",", ":"), (", ", ": ")]),
+    st.booleans(),
+)
+data_lines = st.builds(lambda field, payload: field + payload, st.sampled_from([b"data: ", b"data:"]), printed)
+other_lines = st.sampled_from(
+    [
+        b"data: [DONE]",
+        b": ping",
+        b"event: error",
+        b"data",
+        b"data: {",
+        b"id: 1",
+        b"data: \xff",
+        b"\xef\xbb\xbfdata: 1",
+        b"data: " + b"x" * 600,
+    ]
+)
+ends = st.sampled_from([b"\n\n"] * 6 + [b"\r\n\r\n", b"\r\r", b"\n", b"\r\n", b"\n\r\n", b""])
+streams = st.lists(st.tuples(data_lines | data_lines | other_lines, ends), max_size=14).map(
+    lambda parts: b"".join(line + end for line, end in parts)
+)
+hiding = st.sampled_from([NOTHING_HIDDEN, Hidden(usage_event=True), Hidden(running_usage=True), EVERYTHING])
+MAX_EVENT_BYTES = 500
+
+
+def metered(reads: list[bytes], choices_asked: int, hidden: Hidden) -> tuple[bytes, dict[str, Any]]:
+    """What the client got, and all that the meter says."""
+    asked = Asked(model="m", stream=True, choices=choices_asked)
+    meter = StreamMeter(Operation.CHAT, asked=asked, hidden=hidden, max_event_bytes=MAX_EVENT_BYTES)
+    sent = run(meter, reads)
+    names = ("content_events", "finished", "done", "failed", "response_model", "bad_usage")
+    return sent, {"reading": meter.usage_so_far(), **{name: getattr(meter, name) for name in names}}
+
+
+@settings(max_examples=400, deadline=None)
+@given(streams, st.lists(st.integers(0, 3000), max_size=20), hiding, st.sampled_from([1, 2]))
+def test_any_cutting_gives_the_same_bytes_and_counts(
+    data: bytes, offsets: list[int], hidden: Hidden, asked: int
+) -> None:
+    """Whole, byte by byte, and at random; hidden or not, the counts are the same."""
+    sent, said = metered([data], asked, hidden)
+    assert metered([data[at : at + 1] for at in range(len(data))], asked, hidden) == (sent, said)
+    assert metered(cut(data, [offset for offset in offsets if offset < len(data)]), asked, hidden) == (sent, said)
+    passed, unhidden = metered([data], asked, NOTHING_HIDDEN)
+    assert passed == data
+    assert unhidden == said
+
+
+@settings(max_examples=300, deadline=None)
+@given(streams, hiding)
+def test_only_what_is_hidden_is_missing(data: bytes, hidden: Hidden) -> None:
+    """As the reference sees it, which knows neither reads nor templates (and no bound: such streams are left out)."""
+    if b"x" * 600 not in data and data.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")):
+        assert metered([data], 1, hidden)[0] == without_hidden(data, hidden)
+
+
+@settings(max_examples=400, deadline=None)
+@given(streams, st.sampled_from([1, 2]))
+def test_events_known_by_their_bytes_count_as_parsed_ones(data: bytes, asked: int) -> None:
+    """A meter that never learns a template says the same."""
+    learned = metered([data], asked, EVERYTHING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "Template", lambda _: NO_TEMPLATE)
+        assert metered([data], asked, EVERYTHING) == learned
