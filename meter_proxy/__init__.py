@@ -22,7 +22,7 @@ Where would I look for ...? a new endpoint: `metering/dialects/` and one line in
 "what is billed when": `gateway/settlement.py`; "the client hung up": `gateway/relay.py`; "Redis is
 down": `ledger/sync.py`; a new metric: `telemetry/metrics.py`.
 
-Public names: `setup`, `Config`, `load_config` (imported on first use: `import meter_proxy` stays light).
+Public names: `setup`, `metrics`, `Config`, `load_config` (imported on first use: `import meter_proxy` stays light).
 """
 
 from importlib import import_module
@@ -31,16 +31,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meter_proxy.config.load import load_config
     from meter_proxy.config.schema import Config
-    from meter_proxy.plugin import METER_PROXY, MeterProxy, setup
+    from meter_proxy.plugin import METER_PROXY, MeterProxy, metrics, setup
 
 __version__ = "0.1.0"
-__all__ = ["METER_PROXY", "Config", "MeterProxy", "load_config", "setup"]
+__all__ = ["METER_PROXY", "Config", "MeterProxy", "load_config", "metrics", "setup"]
 
 _HOME = {
     "METER_PROXY": "meter_proxy.plugin",
     "Config": "meter_proxy.config.schema",
     "MeterProxy": "meter_proxy.plugin",
     "load_config": "meter_proxy.config.load",
+    "metrics": "meter_proxy.plugin",
     "setup": "meter_proxy.plugin",
 }
 

@@ -17,20 +17,25 @@ from pathlib import Path
 
 from aiohttp import web
 
+from meter_proxy import __version__
 from meter_proxy.config.load import load_config
 from meter_proxy.config.schema import Config
 from meter_proxy.gateway.gateway import Gateway
 from meter_proxy.gateway.replies import preflight
 from meter_proxy.gateway.routes import METERED, MODELS, Route
 from meter_proxy.ledger import Ledger
-from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.tasks import spawn
+from meter_proxy.telemetry.exposition import CONTENT_TYPE
+from meter_proxy.telemetry.feed import RecordFeed
+from meter_proxy.telemetry.metrics import Metrics, WorkerStats
 from meter_proxy.telemetry.publish import published
+from meter_proxy.telemetry.servers import servers_of
 
 EMBEDDED = "embedded"
 
 
 class MeterProxy:
-    """One installation. `gateway` exists while the application runs."""
+    """One installation. `gateway` exists while the application runs, `metrics` where no parent keeps them."""
 
     def __init__(self, config: Config, *, index: int = 0, workers: int = 1, store_url: str | None = None) -> None:
         self.config = config
@@ -38,7 +43,17 @@ class MeterProxy:
         self.workers = workers
         self.store_url = store_url  # None: as configured, and the embedded store is ours to start
         self.stats = WorkerStats()
+        self.metrics: Metrics | None = None
         self.gateway: Gateway
+
+    async def measured(self, app: web.Application) -> AsyncIterator[None]:
+        """A `cleanup_ctx` around `running`: follow our own books for Prometheus, as the parent of `serve` does."""
+        self.metrics = Metrics(version=__version__, servers=servers_of(self.config.upstreams))
+        self.config.state_dir.mkdir(parents=True, exist_ok=True)
+        feed = RecordFeed(self.config.state_dir, self.metrics, workers=1)
+        following = spawn(feed.run(), name="follow the records")
+        yield
+        following.cancel()
 
     async def running(self, app: web.Application) -> AsyncIterator[None]:
         """The application's `cleanup_ctx`: open the books, serve, settle, close the books."""
@@ -88,8 +103,17 @@ def setup(app: web.Application, config: Config | str | Path) -> MeterProxy:
     if not isinstance(config, Config):
         config = load_config(Path(config), os.environ)
     installed = MeterProxy(config)
+    app.cleanup_ctx.append(installed.measured)
     install(app, installed)
     return installed
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """A handler for your own application: `app.router.add_get("/metrics", meter_proxy.metrics)`."""
+    measured = request.app[METER_PROXY].metrics
+    if measured is None:
+        raise web.HTTPNotFound
+    return web.Response(text=measured.render(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def install(app: web.Application, installed: MeterProxy) -> None:

@@ -6,6 +6,7 @@ streams: the hung-up answer is billed to the token.
 """
 
 import asyncio
+import os
 import re
 import secrets
 import shlex
@@ -192,15 +193,17 @@ async def _start(stage: Stage, ports: tuple[str, str]) -> Proxy | None:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, then SIGKILL."""
-    with suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(STOP_WITHIN_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+    """SIGTERM, then SIGKILL. Harmless when it has ended."""
+    for which in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            if process.returncode is None:
+                # Not process.terminate(): its poll() may reap a child that just ended, and asyncio's own
+                # watcher then complains on stderr that it lost one.
+                os.kill(process.pid, which)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await process.wait()
+                return
 
 
 async def _play(stage: Stage, proxy: Proxy) -> None:

@@ -2,13 +2,11 @@
 
 import asyncio
 import contextlib
-import os
-import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.support.proc import REPOSITORY, is_running
+from tests.support.proc import REPOSITORY
 from tests.support.waiting import PATIENCE_S, until
 
 
@@ -39,11 +37,6 @@ class FaultyParent:
         assert self.process.stdout is not None
         async with asyncio.timeout(PATIENCE_S):
             assert (await self.process.stdout.readline()).startswith(b"meter-proxy: serving ")
-
-    def children(self) -> list[int]:
-        """The pids of its direct children."""
-        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in text.split()]
 
 
 @contextlib.asynccontextmanager
@@ -101,13 +94,3 @@ async def test_a_worker_that_hangs_is_killed_at_the_end(tmp_path: Path) -> None:
         parent.process.terminate()
         assert await parent.ended() == 0
         assert "does not end; killing it" in parent.stderr
-
-
-async def test_a_worker_that_hangs_ends_with_its_parent(tmp_path: Path) -> None:
-    """SIGKILL to the parent: whoever does not notice is not left over."""
-    async with parent_of("hangs", tmp_path) as parent:
-        await parent.ready()
-        children = parent.children()
-        assert len(children) == 2  # the worker and the store
-        os.kill(parent.process.pid, signal.SIGKILL)
-        await until(lambda: not any(map(is_running, children)), "the end of the children", within_s=1.5)

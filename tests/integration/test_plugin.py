@@ -18,6 +18,7 @@ from tests.support.harms import StallsAfter, Streams
 from tests.support.httpraw import RawClient
 from tests.support.inprocess import InProcessProxy, serving
 from tests.support.upstream import Script, ScriptedUpstream
+from tests.support.waiting import until_async
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -114,10 +115,16 @@ async def test_setup_takes_a_yaml_and_starts_the_embedded_store(
         for name, value in ENVIRONMENT.items():
             monkeypatch.setenv(name, value)
         app = web.Application()
+        app.router.add_get("/metrics", meter_proxy.metrics)
         installed = meter_proxy.setup(app, str(path))
         assert app[meter_proxy.METER_PROXY] is installed
-        async with serving(app) as url:
-            async with await RawClient.connect(url) as client:
-                response = await client.request("POST", CHAT, ASK, key=KEY)
-                assert await response.read() == b"".join(EVENTS[:-2] + EVENTS[-1:])
+        async with serving(app) as url, await RawClient.connect(url) as client:
+            response = await client.request("POST", CHAT, ASK, key=KEY)
+            assert await response.read() == b"".join(EVENTS[:-2] + EVENTS[-1:])
             assert installed.gateway.ledger.store_up
+
+            async def counted() -> bool:
+                shown = await (await client.request("GET", "/metrics")).read()
+                return b'meter_proxy_tokens_total{key="alice",model="m",operation="chat",type="output"} 2' in shown
+
+            await until_async(counted, "the exchange in the application's own /metrics")
