@@ -41,7 +41,7 @@ _decode = msgspec.json.Decoder(JournalRecord).decode
 
 
 def encode_line(record: UsageRecord, model_label: str) -> bytes:
-    """Return the journal line of `record`, newline included."""
+    """Return the journal line of `record`, newline included. Raises `UnicodeEncodeError`: see `legible`."""
     # Spliced, not copied into a JournalRecord first: half the time, and settling is on the hot path.
     return b'%b,"model_label":%b}\n' % (_encode(record)[:-1], _encode(model_label))
 
@@ -51,6 +51,13 @@ def decode_line(line: bytes) -> JournalRecord:
     record = _decode(line)  # msgspec's errors are ValueErrors
     datetime.fromisoformat(record.time)  # ... and so is this one: readers rely on the time
     return record
+
+
+def legible(record: UsageRecord) -> UsageRecord:
+    """Return `record` with a `?` for what is not text: bytes of a header that are not UTF-8, half a surrogate pair."""
+    members = msgspec.structs.asdict(record)
+    texts = {name: value.encode("utf-8", "replace").decode() for name, value in members.items() if type(value) is str}
+    return msgspec.structs.replace(record, **texts)
 
 
 class DirectoryLock:
@@ -81,16 +88,13 @@ class Journal:
     """This incarnation's file. Create it, `append` lines, `close` it; not thread-safe."""
 
     def __init__(self, directory: Path) -> None:
-        """Start a new file in `directory`, whose lock the caller holds. Raises `CannotStart`."""
+        """Start a new file in `directory`, whose lock the caller holds. Raises `OSError`."""
         self.id = secrets.token_hex(16)
         self.path = directory / f"records-{self.id}.jsonl"
         self.length_bytes = 0  # of whole lines: what a reader may believe
         self._torn = False
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            self._fd = os.open(self.path, flags, 0o600)
-        except OSError as exc:
-            raise CannotStart(f"cannot write to {directory}: {exc.strerror}") from exc
+        self._fd = os.open(self.path, flags, 0o600)
 
     def append(self, line: bytes) -> None:
         """Commit `line` in one write. After an `OSError` nothing of it is in the file, and it may be tried again."""

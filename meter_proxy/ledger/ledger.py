@@ -11,7 +11,7 @@ from pathlib import Path
 from meter_proxy.errors import CannotStart
 from meter_proxy.ledger import former
 from meter_proxy.ledger.books import Books, DayBook
-from meter_proxy.ledger.journal import FILE_PATTERN, DirectoryLock, Journal, encode_line
+from meter_proxy.ledger.journal import FILE_PATTERN, DirectoryLock, Journal, encode_line, legible
 from meter_proxy.ledger.labels import ModelLabels
 from meter_proxy.ledger.sync import BooksStore, Sync
 from meter_proxy.tasks import spawn
@@ -69,8 +69,8 @@ class Ledger:
         self._lock = DirectoryLock(self.directory)
         try:
             self._remove_empty_journals()
-            self.labels = ModelLabels(self.directory.parent / LABELS_FILE, self._configured_models)
             self._journal = Journal(self.directory)
+            self.labels = ModelLabels(self.directory.parent / LABELS_FILE, self._configured_models)
         except OSError as exc:
             self._lock.release()
             raise CannotStart(f"cannot write to {self.directory.parent}: {exc.strerror}") from exc
@@ -105,8 +105,11 @@ class Ledger:
         A record that the disk does not take is kept in memory and written as soon as it can be; `can_write` is
         False until then.
         """
-        label = self.labels.label(record.model, record.status)
-        line = encode_line(record, label)
+        try:
+            label, line = self._line(record)
+        except UnicodeEncodeError:  # whatever somebody sent us, the bill must stand
+            record = legible(record)
+            label, line = self._line(record)
         if not self._unwritten:  # else it would overtake the ones that wait
             try:
                 self._commit(record, label, line)
@@ -117,6 +120,10 @@ class Ledger:
         self._unwritten.append((record, label, line))
         if self._rewriting is None:
             self._rewriting = spawn(self._rewrite(), name="ledger rewrite")
+
+    def _line(self, record: UsageRecord) -> tuple[str, bytes]:
+        label = self.labels.label(record.model, record.status)
+        return label, encode_line(record, label)
 
     def _commit(self, record: UsageRecord, label: str, line: bytes) -> None:
         self._journal.append(line)  # the commit point

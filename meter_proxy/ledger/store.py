@@ -102,9 +102,9 @@ class Store:
     async def _check_policy(self, info: dict[str, Any]) -> None:
         try:
             answer = await self._client.config_get("maxmemory-policy")
-            policy = answer.get("maxmemory-policy")
         except RedisResponseError:  # CONFIG is forbidden or renamed: INFO tells it, too
-            policy = info.get("maxmemory_policy")
+            answer = {}
+        policy = answer.get("maxmemory-policy") or info.get("maxmemory_policy")
         if policy != "noeviction":
             raise StoreError(
                 f"{self.address} has maxmemory-policy {policy or 'unknown'}, which would drop counters: "
@@ -131,7 +131,6 @@ class Store:
                     await self._load_script()  # the server was restarted, or SCRIPT FLUSH
                     replies = await self._run_scripts(batch)
         except TimeoutError as exc:
-            await self._client.connection_pool.disconnect()  # a late answer must not meet the next question
             raise StoreError(f"{self.address} did not answer within {OPERATION_S * 1000:.0f} ms") from exc
         except (RedisError, OSError) as exc:
             raise StoreError(f"{self.address}: {exc}") from exc

@@ -21,7 +21,7 @@ from meter_proxy.errors import StoreError
 from meter_proxy.ledger.books import REQUESTS, DayBook
 
 COALESCE_S = 0.05  # what is settled within this time goes out together; <= 0.1 s from settlement to Redis
-MAX_BATCH = 100  # day books in one pipeline: ~5 ms of Redis' time
+MAX_BATCH = 25  # day books in one pipeline: keeps the loop for ~1 ms (100: ~4 ms), and still moves 20,000 a second
 CHECK_S = 1.0  # an idle worker asks this often whether Redis is there and has lost nothing
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 2.0
@@ -139,22 +139,22 @@ class Sync:
             self.store_up = True
             self._batch_size = min(self._batch_size * 2, MAX_BATCH)
             backoff_s = BACKOFF_FIRST_S
-            if self._dirty:
-                continue
-            if self._stop_asked.is_set():
+            if self._stop_asked.is_set() and not self._dirty:
                 return
-            await self._wait_for_work()
+            if len(self._dirty) < self._batch_size and not self._stop_asked.is_set():
+                await self._wait_for_work()
 
     async def _wait_for_work(self) -> None:
-        self._wake.clear()
-        try:
-            async with asyncio.timeout(CHECK_S):
-                await self._wake.wait()
-        except TimeoutError:
-            self._dirty.update(self._refused)
-            return
-        if not self._stop_asked.is_set():
-            await asyncio.sleep(COALESCE_S)
+        """Wait until something is settled, and a little longer for what comes with it."""
+        if not self._dirty:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(CHECK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._dirty.update(self._refused)
+                return
+        await asyncio.sleep(COALESCE_S)
 
     async def _back_off(self, seconds: float) -> None:
         if self._stop_asked.is_set():

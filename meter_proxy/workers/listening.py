@@ -59,18 +59,14 @@ class Listeners:
         if sock is not None:
             sock.close()
 
-    def close_public(self) -> None:
-        """Close the parent's side of the public port; it is closed when the workers have closed theirs."""
-        for index in list(self._public):
-            self.close(index)
-
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._close()
 
     def _close(self) -> None:
-        self.close_public()
+        for index in list(self._public):
+            self.close(index)
         if hasattr(self, "admin"):
             self.admin.close()
 

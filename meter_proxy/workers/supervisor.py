@@ -283,7 +283,6 @@ class Supervisor:
             _log.info("stopping: waiting at most %g s for open streams to end", drain_s)
             self._stopping = True
             self._metrics.draining.set(1)
-            self._listeners.close_public()
             for worker in self._workers:
                 if worker.next_start is not None:
                     worker.next_start.cancel()

@@ -97,11 +97,13 @@ def test_restart_leaves_a_living_server_alone(store: EmbeddedStore) -> None:
 
 
 def test_a_second_one_in_the_same_directory_cannot_start(store: EmbeddedStore) -> None:
-    """It says whose the directory is; neither its failure nor its stop disturbs the first."""
+    """It says at once whose the directory is; neither its failure nor its stop disturbs the first."""
     directory = store.directory
     second = EmbeddedStore(directory)
+    began_at = time.monotonic()
     with pytest.raises(CannotStart, match=rf"in use by process {server_pid(directory)} \(started by {os.getpid()}\)"):
         second.start()
+    assert time.monotonic() - began_at < 1.0
     second.stop()
     with Redis.from_url(store.url) as client:
         assert client.ping()

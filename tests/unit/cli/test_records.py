@@ -129,16 +129,19 @@ def test_follow_prints_what_comes_until_ctrl_c(
 def test_what_is_settled_while_follow_begins_comes_once(
     journal: Journal, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look at the end and the look at the past, nothing is lost or doubled."""
+    """Just before and just after the past is read, nothing is lost or doubled."""
     present = records._present
 
-    def settle_then_read(*arguments: object) -> object:
-        journal.append(encode_line(usage_record(id="meanwhile"), "m1"))
-        return present(*arguments)  # type: ignore[arg-type]
+    def settle_around_reading(*arguments: object) -> object:
+        journal.append(encode_line(usage_record(id="before"), "m1"))
+        read = list(present(*arguments))  # type: ignore[arg-type]
+        journal.append(encode_line(usage_record(id="after"), "m1"))
+        return read
 
-    monkeypatch.setattr(records, "_present", settle_then_read)
+    monkeypatch.setattr(records, "_present", settle_around_reading)
     monkeypatch.setattr("time.sleep", CtrlC(journal, []))
-    assert run("--follow", "--format", "jsonl").stdout.count('"meanwhile"') == 1
+    output = run("--follow", "--format", "jsonl").stdout
+    assert (output.count('"before"'), output.count('"after"')) == (1, 1)
 
 
 def test_a_wrong_since_is_one_clear_line(run: Callable[..., Result]) -> None:

@@ -1,5 +1,7 @@
 """Which models have totals of their own."""
 
+import fcntl
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,22 @@ def test_the_hundred_names_are_shared_by_all_workers_and_survive_a_restart(tmp_p
     for labels in (*workers, later):
         assert [labels.label(name, 200) for name in names] == given
         labels.close()
+
+
+def test_one_worker_registers_at_a_time(tmp_path: Path) -> None:
+    """While another worker registers a name, a new one waits, and then takes its place after it."""
+    path = tmp_path / "models"
+    labels = ModelLabels(path)
+    with path.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=labels.label, args=("second", 200))
+        waiting.start()
+        waiting.join(0.1)
+        assert waiting.is_alive()
+        other.write(b'"first"\n')
+    waiting.join()
+    assert path.read_bytes() == b'"first"\n"second"\n'
+    labels.close()
 
 
 def test_a_torn_line_in_the_register_is_replaced(tmp_path: Path) -> None:

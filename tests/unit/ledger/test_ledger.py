@@ -1,5 +1,6 @@
 """The seam: what is settled is in the journal and on its way to the store, whatever either of them does."""
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from meter_proxy.errors import CannotStart
 from meter_proxy.ledger import Ledger, ledger, sync
+from meter_proxy.ledger.journal import encode_line
 from meter_proxy.ledger.reading import iter_records
 from meter_proxy.ledger.sync import day_expires_at
 from tests.support.records import totals_of, usage_record
@@ -77,15 +79,32 @@ async def test_what_is_settled_meanwhile_rides_in_the_next_batch(make: MakeLedge
     store = Slow()
     books = make(store)
     await books.start()
-    books.settle(usage_record())
+    for key in ("first", "changes", "last"):
+        books.settle(usage_record(key=key))
     await until(lambda: store.under_way, "the first batch is under way")
-    books.settle(usage_record())
-    books.settle(usage_record(key="bob"))
-    assert books.unsynced == 3
+    books.settle(usage_record(key="changes"))
+    books.settle(usage_record(key="new"))
+    assert books.unsynced == 5
     store.answer.set()
     await until(lambda: books.unsynced == 0, "everything is acknowledged")
     assert not store.overlapped
     assert store.totals() == totals_of(iter_records(tmp_path))
+    await books.stop()
+
+
+async def test_a_busy_key_is_sent_a_few_times_a_second(
+    make: MakeLedger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is settled while a batch is under way waits a little, too: the store is not asked once a request."""
+    monkeypatch.setattr(sync, "COALESCE_S", 0.02)
+    store = InMemory()
+    books = make(store)
+    await books.start()
+    for _ in range(200):
+        books.settle(usage_record())
+        await asyncio.sleep(0)
+    await until(lambda: books.unsynced == 0, "everything is acknowledged")
+    assert len(store.messages) <= 5
     await books.stop()
 
 
@@ -131,7 +150,7 @@ async def test_one_bad_key_does_not_hold_up_the_others(make: MakeLedger, caplog:
     await books.stop()
 
 
-@pytest.mark.parametrize("loses", ["everything", "the newest"])
+@pytest.mark.parametrize("loses", ["everything", "the newest", "all but the newest"])
 async def test_a_store_that_lost_data_gets_everything_again(make: MakeLedger, tmp_path: Path, loses: str) -> None:
     """Found out within a second without traffic, counted as one regression, mended from all incarnations' journals."""
     store = InMemory()
@@ -140,12 +159,14 @@ async def test_a_store_that_lost_data_gets_everything_again(make: MakeLedger, tm
     await books.start()
     books.settle(usage_record())
     await until(lambda: books.unsynced == 0, "the first is acknowledged")
-    snapshot = dict(store.books)
-    books.settle(usage_record(key="bob"))
-    await until(lambda: books.unsynced == 0, "the second is acknowledged")
+    older = dict(store.books)
+    for key in ("bob", "middle", "carol"):
+        books.settle(usage_record(key=key))
+    await until(lambda: books.unsynced == 0, "the others are acknowledged")
     expected = totals_of(iter_records(tmp_path))
     assert store.totals() == expected
-    store.books = {} if loses == "everything" else snapshot
+    newer = {place: total for place, total in store.books.items() if place not in older}
+    store.books = {"everything": {}, "the newest": older, "all but the newest": newer}[loses]
     await until(lambda: store.totals() == expected, "everything is back")
     assert books.regressions == 1
     books.settle(usage_record())
@@ -176,6 +197,19 @@ async def test_what_the_store_has_is_not_sent_again(make: MakeLedger) -> None:
     await until(lambda: store.messages, "the last book is checked")
     await books.stop()
     assert {message.key for message in store.messages} == {"k19"}
+
+
+async def test_a_journal_that_grew_after_it_was_marked_is_sent_again(make: MakeLedger, tmp_path: Path) -> None:
+    """A marker is good for the bytes that it names: somebody may have read the journal while it was written."""
+    store = InMemory()
+    await settle_and_stop(make(store), "alice")
+    (journal,) = tmp_path.glob("w0/records-*.jsonl")
+    with journal.open("ab") as file:
+        file.write(encode_line(usage_record(key="bob"), "m1"))
+    books = make(store)
+    await books.start()
+    await until(lambda: "bob" in {key for _, key, *_ in store.totals()}, "the new line is counted")
+    await books.stop()
 
 
 async def test_a_store_emptied_between_two_runs_gets_everything_again(make: MakeLedger, tmp_path: Path) -> None:
@@ -255,12 +289,13 @@ async def test_a_full_disk_delays_records_but_loses_none(
         assert books.unsynced == 5
         assert list(iter_records(tmp_path)) == []
         disk.is_full = False
+        books.settle(usage_record(id="r5"))  # must not overtake those that wait
         await until(lambda: books.can_write, "the disk takes records again")
-    assert [record.id for record in iter_records(tmp_path)] == [f"r{number}" for number in range(5)]
-    books.settle(usage_record(id="r5"))
+    assert [record.id for record in iter_records(tmp_path)] == [f"r{number}" for number in range(6)]
+    books.settle(usage_record(id="r6"))
     await books.stop()
     assert store.totals() == totals_of(iter_records(tmp_path))
-    assert [record.id for record in iter_records(tmp_path)][-1] == "r5"
+    assert [record.id for record in iter_records(tmp_path)][-1] == "r6"
 
 
 async def test_records_that_could_never_be_written_are_logged_whole(
@@ -274,6 +309,16 @@ async def test_records_that_could_never_be_written_are_logged_whole(
         books.settle(usage_record(id="the-last-one"))
         await books.stop()
     assert any('"id":"the-last-one"' in record.message for record in caplog.records)
+
+
+async def test_what_is_no_text_does_not_cost_the_record(make: MakeLedger, tmp_path: Path) -> None:
+    """Bytes of a header, or a name, that are not UTF-8 come as `?`; the bill stands."""
+    books = make(InMemory())
+    await books.start()
+    books.settle(usage_record(model="m\ud800", client_request_id=b"\xff".decode("utf-8", "surrogateescape")))
+    await books.stop()
+    (record,) = iter_records(tmp_path)
+    assert (record.model, record.model_label, record.client_request_id) == ("m?", "m?", "?")
 
 
 async def test_one_process_a_directory(make: MakeLedger) -> None:

@@ -55,10 +55,10 @@ def test_newest_of_one_key(tmp_path: Path, block_bytes: int) -> None:
 
 def test_since_is_the_admission(tmp_path: Path, block_bytes: int) -> None:
     """What was admitted before is left out, also when it was settled after."""
-    journal_in(tmp_path, 0, line(1, "early"), line(5, "across", took_s=3), line(6, "late"))
+    journal_in(tmp_path, 0, line(1, "early"), line(5, "late"), line(6, "across", took_s=3), line(7, "later"))
     since = DAY_AT + 4
-    assert [record.id for record in iter_records(tmp_path, since=since)] == ["late"]
-    assert [record.id for record in newest_records(tmp_path, limit=9, since=since)] == ["late"]
+    assert [record.id for record in iter_records(tmp_path, since=since)] == ["late", "later"]
+    assert [record.id for record in newest_records(tmp_path, limit=9, since=since)] == ["late", "later"]
 
 
 def test_old_journals_are_not_opened_for_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,12 +105,13 @@ def test_tail_sees_what_is_new_once(tmp_path: Path) -> None:
     first = journal_in(tmp_path, 0, line(1, "old"))
     tail = RecordTail(tmp_path)
     assert tail.poll() == []
-    second = journal_in(tmp_path, 1, line(3, "b"))
+    second = journal_in(tmp_path, 1, line(3, "b"), line(4, "c"))
     first.append(line(2, "a"))
-    assert [record.id for record in tail.poll()] == ["a", "b"]
+    first.append(line(5, "d"))
+    assert [record.id for record in tail.poll()] == ["a", "b", "c", "d"]
     assert tail.poll() == []
-    second.append(line(4, "c"))
-    assert [record.id for record in tail.poll()] == ["c"]
+    second.append(line(6, "e"))
+    assert [record.id for record in tail.poll()] == ["e"]
 
 
 def test_tail_waits_for_whole_lines(tmp_path: Path) -> None:

@@ -159,8 +159,12 @@ def test_a_record_counts_its_request_tokens_and_cost(metrics: Metrics) -> None:
 
 def test_what_was_not_reported_has_no_detail(metrics: Metrics) -> None:
     """None is not 0."""
-    metrics.count(journal_record(cached_input_tokens=None, reasoning_tokens=0))
-    assert values_of(metrics.token_details) == {("alice", "m1", "output_reasoning"): 0}
+    metrics.count(journal_record("m1", cached_input_tokens=None, reasoning_tokens=0))
+    metrics.count(journal_record("m2", cached_input_tokens=0, reasoning_tokens=None))
+    assert values_of(metrics.token_details) == {
+        ("alice", "m1", "output_reasoning"): 0,
+        ("alice", "m2", "input_cached"): 0,
+    }
 
 
 def test_an_exchange_without_any_answer_has_code_0(metrics: Metrics) -> None:

@@ -51,6 +51,15 @@ def test_records_are_filtered_by_key_and_admission() -> None:
     assert recent.newest(100, key="nobody") == []
 
 
+def test_a_long_stream_hides_no_record_behind_it() -> None:
+    """It was settled last, but admitted before the time that is asked for."""
+    recent = RecentRecords()
+    recent.add(at(1, duration_ms=60_000.0))
+    recent.add(at(30))
+    recent.add(at(2))
+    assert ids(recent.newest(10, since=at(10).admitted_at)) == [30]
+
+
 def test_a_record_is_shown_with_all_its_fields() -> None:
     """As it stands in the journal."""
     recent = RecentRecords()
