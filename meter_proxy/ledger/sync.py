@@ -11,6 +11,7 @@ first one with it, or the newest writes, the last one with them.
 
 import asyncio
 import calendar
+import functools
 import itertools
 import logging
 import time
@@ -63,6 +64,7 @@ class BooksStore(Protocol):
         """Give the connections back."""
 
 
+@functools.lru_cache(maxsize=1024)
 def day_expires_at(day: str, retention_s: int) -> int:
     """Return when the counters of `day` (YYYYMMDD, UTC) expire: `retention_s` after its end, in Unix seconds."""
     return calendar.timegm(time.strptime(day, "%Y%m%d")) + 86_400 + retention_s
@@ -167,11 +169,12 @@ class Sync:
             pass
 
     async def _send_batch(self) -> None:
-        books = self._watched()
-        books += itertools.islice((book for book in self._dirty if book not in books), self._batch_size)
+        watched = self._watched()
+        books = [*watched, *itertools.islice((book for book in self._dirty if book not in watched), self._batch_size)]
         batch = [self._message(book) for book in books]
         replies = await self._store.merge(batch)
         lost_data = False
+        acked: list[DayBook] = []
         for book, message, reply in zip(books, batch, replies, strict=True):
             if isinstance(reply, StoreError):
                 if book not in self._refused:
@@ -182,6 +185,11 @@ class Sync:
             self._refused.pop(book, None)
             lost_data = lost_data or reply
             self._acknowledge(book, message)
+            acked.append(book)
+        if acked:
+            self._last_acked = acked[-1]
+            if self._first_acked not in watched:
+                self._first_acked = acked[0]
         if lost_data:
             self.regressions += 1
             self._first_acked = self._last_acked = None
@@ -216,9 +224,6 @@ class Sync:
             book.acked_requests[model.label] = model.totals[REQUESTS]
         if book.unsynced == 0:  # else it changed while the message was under way
             self._dirty.pop(book, None)
-        if self._first_acked is None or not self._watched():
-            self._first_acked = book
-        self._last_acked = book
 
     def check(self, book: DayBook) -> None:
         """Ask once whether Redis still has what it acknowledged of `book`, whose totals are those of then."""

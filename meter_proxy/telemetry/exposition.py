@@ -1,8 +1,8 @@
 """Prometheus' text format, version 0.0.4, for counters, gauges and histograms.
 
-Why not prometheus_client: its `generate_latest` takes 14 us per series, so 2,000 series hold the event
-loop for 28 ms; this takes 1.4 us (and 5 us once, for a new series). It keeps integers as integers, so a token counter is exact (to
-2^53, where Prometheus' own floats end). The tests parse it with prometheus_client and with promtool.
+Why not prometheus_client: its `generate_latest` takes 14 us per series, so 2,000 series hold the event loop for
+28 ms; this takes 1.4 us (and 5 us once, for a new series). It keeps integers as integers, so a token counter is
+exact (to 2^53, where Prometheus' own floats end). The tests parse it with prometheus_client and with promtool.
 
 Format: https://prometheus.io/docs/instrumenting/exposition_formats/
 """

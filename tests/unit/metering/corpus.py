@@ -109,17 +109,18 @@ def event_ends(data: bytes) -> list[int]:
 
 def without_hidden(data: bytes, hidden: Hidden) -> bytes:
     """What a client gets of a whole stream when `hidden` is taken out of it."""
-    kept: list[bytes] = []
+    bom = data[:3] if data.startswith(b"\xef\xbb\xbf") else b""
+    kept: list[bytes] = [bom]
     event: list[bytes] = []
     done = False
-    for line in _lines(data):
+    for line in _lines(data[len(bom) :]):
         is_blank = line.strip(b"\r\n") == b""
-        if not event and (is_blank or line.startswith((b":", b"\xef\xbb\xbf:"))):
+        if not event and (is_blank or line.startswith(b":")):
             kept.append(line)
             continue
         event.append(line)
         if is_blank:
-            values = [_value(part) for part in event if part.startswith((b"data", b"\xef\xbb\xbfdata"))]
+            values = [_value(part) for part in event if _is_data(part)]
             done = done or b"\n".join(values).strip(b" \t") == b"[DONE]"
             kept += event if done else _shown(event, b"\n".join(values), hidden)
             event = []
@@ -130,8 +131,12 @@ def _lines(data: bytes) -> list[bytes]:
     return re.findall(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z", data)
 
 
+def _is_data(line: bytes) -> bool:
+    return line.startswith(b"data:") or line.rstrip(b"\r\n") == b"data"
+
+
 def _value(line: bytes) -> bytes:
-    line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+    line = line.rstrip(b"\r\n")
     if line == b"data":
         return b""
     return line[6:] if line.startswith(b"data: ") else line[5:]
@@ -145,12 +150,12 @@ def _shown(event: list[bytes], payload: bytes, hidden: Hidden) -> list[bytes]:
     if not isinstance(wire, dict) or not isinstance(wire.get("usage"), dict) or "choices" not in wire:
         return event
     if wire["choices"] == []:
-        bom = b"\xef\xbb\xbf" if event[0].startswith(b"\xef\xbb\xbf") else b""
-        return [bom] if hidden.usage_event else event
+        return [] if hidden.usage_event else event
     if not wire["choices"] or not hidden.running_usage:
         return event
     text = b"".join(event)
-    start, end = _usage_member(text.decode("latin-1"))
+    only_data = b"".join(line if _is_data(line) else b" " * len(line) for line in event)
+    start, end = _usage_member(only_data.decode("latin-1"))
     return [text[:start], text[end:]]
 
 

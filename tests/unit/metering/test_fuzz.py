@@ -92,7 +92,7 @@ def metered(
     return sent, {"reading": meter.usage_so_far(), **{name: getattr(meter, name) for name in names}}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(streams, st.lists(st.integers(0, 3000), max_size=20), hiding, st.sampled_from([1, 2]))
 def test_any_cutting_gives_the_same_bytes_and_counts(
     data: bytes, offsets: list[int], hidden: Hidden, asked: int
@@ -106,7 +106,7 @@ def test_any_cutting_gives_the_same_bytes_and_counts(
     assert unhidden == said
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(streams, hiding)
 def test_only_what_is_hidden_is_missing(data: bytes, hidden: Hidden) -> None:
     """As the reference sees it, which knows neither reads nor templates, nor a bound, nor an event without its end."""
@@ -114,7 +114,7 @@ def test_only_what_is_hidden_is_missing(data: bytes, hidden: Hidden) -> None:
         assert metered([data], 1, hidden, max_event_bytes=1_000_000)[0] == without_hidden(data, hidden)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(streams, st.sampled_from([1, 2]))
 def test_events_known_by_their_bytes_count_as_parsed_ones(data: bytes, asked: int) -> None:
     """A meter that never learns a template says the same."""

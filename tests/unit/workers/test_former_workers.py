@@ -12,7 +12,7 @@ from meter_proxy.ledger.journal import DirectoryLock
 def test_workers_that_still_settle_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They hold their directories until they end."""
     held = [DirectoryLock(tmp_path / "w0"), DirectoryLock(tmp_path / "w1")]
-    monkeypatch.setattr(workers.time, "sleep", lambda seconds: held.pop().release())
+    monkeypatch.setattr("time.sleep", lambda seconds: held.pop().release())
     workers._wait_for_former_workers(tmp_path)
     assert held == []
     DirectoryLock(tmp_path / "w0").release()
