@@ -30,6 +30,7 @@ from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics, WorkerStats
 from meter_proxy.telemetry.publish import published
 from meter_proxy.telemetry.servers import servers_of
+from meter_proxy.telemetry.timed_store import TimedStore
 
 EMBEDDED = "embedded"
 
@@ -58,7 +59,7 @@ class MeterProxy:
     async def running(self, app: web.Application) -> AsyncIterator[None]:
         """The application's `cleanup_ctx`: open the books, serve, settle, close the books."""
         from meter_proxy.ledger.embedded import EmbeddedStore
-        from meter_proxy.ledger.store import Store
+        from meter_proxy.ledger.store import Store, check_store
 
         config = self.config
         embedded: EmbeddedStore | None = None
@@ -68,9 +69,11 @@ class MeterProxy:
             await asyncio.to_thread(embedded.start)
             url = embedded.url
         try:
+            if self.store_url is None:
+                await check_store(url)
             ledger = Ledger(
                 config.state_dir / f"w{self.index}",
-                Store(url),
+                TimedStore(Store(url), self.stats.observe_sync),
                 workers=self.workers,
                 configured_models=config.models,
                 usage_retention_s=int(config.redis.usage_retention_s),

@@ -176,7 +176,7 @@ def test_a_bomb_is_given_up_at_a_bound(
 ) -> None:
     """No decoded piece is large, and one read decodes only so much."""
     pieces: list[bytes] = []
-    monkeypatch.setattr(StreamMeter, "feed", lambda _, data: pieces.append(data) or data)
+    monkeypatch.setattr(StreamMeter, "feed", lambda _, data: pieces.append(data))
     monkeypatch.setattr(coded, "MAX_DECODED_BYTES_PER_FEED", 2_000_000)
     bomb = encode(b"data: " + b"\0" * 20_000_000)
     metering = meter(coding=coding, max_event_bytes=10_000)
