@@ -14,12 +14,12 @@ from meter_proxy.metering.body import BodyMeter, NullMeter
 from meter_proxy.metering.dialects.counts import Fault
 from meter_proxy.metering.stream import StreamMeter
 
-PIECE_BYTES = 256 * 1024  # of decoded text at once
 MAX_DECODED_BYTES_PER_FEED = 32 * 1024 * 1024  # a read of 256 KiB that inflates more than 128-fold is no answer
-_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024  # RFC 9659: what a decoder of this coding must support, and no more
-# Decoded at once: what comes before damage is lost only with the step that the damage is in; and zstd's decoder, which
-# knows no bound of its own, makes at most 8 blocks of 128 KiB from it.
+# Decoded at once. What comes before damage is lost only with the step that the damage is in. And a step cannot inflate to
+# much: 33 KiB with zlib, 8 blocks of 128 KiB with zstd; only brotli needs a bound of its own.
 _STEP_BYTES = 32
+_BROTLI_PIECE_BYTES = 256 * 1024
+_ZSTD_WINDOW_BYTES = 8 * 1024 * 1024  # RFC 9659: what a decoder of this coding must support, and no more
 _GZIP = 16 + zlib.MAX_WBITS
 _ZLIB = zlib.MAX_WBITS
 _RAW_DEFLATE = -zlib.MAX_WBITS
@@ -35,7 +35,7 @@ class Decoder(Protocol):
     is_whole: bool  # the coded text has ended, or has not begun
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Pieces of bounded size, from a few bytes. Raises BadCoding, and is of no use after that."""
+        """Pieces of bounded size, of a few bytes at once. Raises BadCoding, and is of no use after that."""
 
 
 class CodedMeter(AroundMeter):
@@ -102,8 +102,7 @@ class _Zlib:
     def decode(self, data: bytes) -> Iterator[bytes]:
         data = self._head + data
         self._head = b""
-        has_more = False  # to hand out, of what it was given
-        while data or has_more:
+        while data:
             if self._wbits is None:
                 if len(data) < 2:
                     self._head, self.is_whole = data, False
@@ -113,12 +112,11 @@ class _Zlib:
             if self._inflate is None:
                 self._inflate = zlib.decompressobj(self._wbits)
             try:
-                piece = self._inflate.decompress(data, PIECE_BYTES)
+                piece = self._inflate.decompress(data)
             except zlib.error as exc:
                 raise BadCoding from exc
+            data = self._inflate.unused_data
             self.is_whole = self._inflate.eof
-            has_more = len(piece) == PIECE_BYTES and not self.is_whole
-            data = self._inflate.unused_data if self.is_whole else self._inflate.unconsumed_tail
             if self.is_whole:
                 self._inflate = None
             if piece:
@@ -138,7 +136,7 @@ class _Brotli:
     def decode(self, data: bytes) -> Iterator[bytes]:
         while data or not self._inflate.can_accept_more_data():
             try:
-                piece = self._inflate.process(data, output_buffer_limit=PIECE_BYTES)
+                piece = self._inflate.process(data, output_buffer_limit=_BROTLI_PIECE_BYTES)
             except self._error as exc:
                 raise BadCoding from exc
             data = b""

@@ -1,7 +1,7 @@
 """What a client asked for: the few members of a request body that metering and limits need.
 
 Strict, because the upstream reads the same bytes with another parser: UTF-8 without a BOM, RFC 8259 without NaN,
-no key twice at the top level or in `stream_options`, at most 128 levels. What we do not need is not judged here:
+no key twice at the top level or in `stream_options`, bounded depth. What we do not need is not judged here:
 the upstream answers for that.
 """
 
@@ -137,7 +137,8 @@ def _object_members(text: bytes, *, param: str | None) -> list[Member]:
     except (msgspec.MsgspecError, ValueError) as exc:
         raise ClientError(400, "invalid_json", "the body is not a valid JSON object") from exc
     if too_deep:
-        raise ClientError(400, "invalid_json", f"the body nests deeper than {jsonbody.MAX_DEPTH} levels")
+        limits = f"{jsonbody.MAX_DEPTH} levels or {jsonbody.MAX_CONTAINERS} objects and arrays"
+        raise ClientError(400, "invalid_json", f"the body has more than {limits}")
     return members
 
 

@@ -122,11 +122,15 @@ def test_it_dies_with_its_parent_and_the_next_one_takes_over(tmp_path: Path) -> 
         orphan = server_pid(directory)
         parent.kill()
     store = EmbeddedStore(directory)
-    store.start()
-    assert not is_running(orphan)
-    with Redis.from_url(store.url, decode_responses=True) as client:
-        assert client.get("a") == "1"
-    store.stop()
+    try:
+        store.start()
+        assert not is_running(orphan)
+        with Redis.from_url(store.url, decode_responses=True) as client:
+            assert client.get("a") == "1"
+    finally:
+        store.stop()
+        if is_running(orphan):
+            os.kill(orphan, signal.SIGKILL)
 
 
 def test_stop_leaves_no_socket_and_no_process(store: EmbeddedStore) -> None:
