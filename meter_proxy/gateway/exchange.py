@@ -12,6 +12,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -25,6 +26,8 @@ from meter_proxy.gateway.relay import Relay
 from meter_proxy.gateway.replies import cors_headers, upstream_error
 from meter_proxy.gateway.settlement import make_record
 from meter_proxy.gateway.upstream import UpstreamConnection
+from meter_proxy.ledger.admission import Admission
+from meter_proxy.ledger.slots import Slot
 from meter_proxy.metering.injection import NOTHING_HIDDEN, RunningUsage, rewrite_body
 from meter_proxy.metering.meter import Meter, meter_for
 from meter_proxy.usage import Operation, Outcome, UsageRecord
@@ -38,19 +41,27 @@ SKIP_REFUSAL_S = 1.0  # a refused injection: for this long its body may pass, to
 class Exchange:
     """One request and its response."""
 
-    def __init__(self, gateway: "Gateway", call: Call, body: bytes, request: web.BaseRequest, request_id: str) -> None:
-        self.id = request_id
+    def __init__(
+        self,
+        gateway: "Gateway",
+        call: Call,
+        admission: Admission,
+        slot: Slot,
+        body: bytes,
+        request: web.BaseRequest,
+    ) -> None:
+        self.id = admission.id
         self.call = call
-        self.admitted_at = time.time()  # wall clock, for the record and its windows
+        self.admission = admission
+        self.slot = slot
         self.began_at = time.perf_counter()  # not the loop's clock: uvloop's has steps of 1 ms
-        self.upstream = call.model.upstreams[0]
         self.status: int | None = None  # of the head that the client got
-        self.relay = Relay(self._make_meter, gateway.stats, client_stall_s=gateway.config.limits.client_stall_s)
+        self.relay = Relay(self._make_meter, slot, gateway.stats, client_stall_s=gateway.config.limits.client_stall_s)
         self.reached_upstream = False
         self._gateway = gateway
         self._request = request
         self._body = body  # the client's own bytes; dropped once the upstream answers
-        self._pool = gateway.pools[self.upstream]
+        self._pool = gateway.pools[admission.upstream]
         self._connection: UpstreamConnection | None = None
         self._hidden = NOTHING_HIDDEN
         self._client: ClientConnection | None = None
@@ -101,7 +112,8 @@ class Exchange:
         """The head of the answer that the client is to get. Several upstreams are tried in order."""
         error: UpstreamError = UpstreamUnavailable("no upstream is configured for this model")
         for name in self.call.model.upstreams:
-            self.upstream, self._pool = name, self._gateway.pools[name]
+            if name != self._pool.name:
+                self._turn_to(name)
             try:
                 return await self._ask_with_injection()
             except UpstreamError as exc:
@@ -109,6 +121,16 @@ class Exchange:
                     raise
                 error = exc
         raise error
+
+    def _turn_to(self, upstream: str) -> None:
+        """Nothing has reached the upstream before: the exchange is another one's."""
+        self._pool = self._gateway.pools[upstream]
+        always = self._pool.config.bill_prompt == "always"
+        self.admission = msgspec.structs.replace(self.admission, upstream=upstream, prompt_always=always)
+        slot = self._gateway.ledger.admit(self.admission)
+        if slot is not None:  # else the old one stays: of all slots taken, one names the wrong upstream
+            self.slot.free()
+            self.slot = self.relay.slot = slot
 
     async def _ask_with_injection(self) -> ResponseHead:
         """Ask for usage in the client's name. A refusal is asked again once as the client did.
@@ -119,8 +141,8 @@ class Exchange:
         include_usage, running = False, RunningUsage.OFF
         if call.asked.stream and call.operation is not Operation.EMBEDDINGS:
             async with self.relay.unless_client_lost():
-                running = await self._gateway.identities.running_usage(self.upstream)
-            if not refusals.is_known(self.upstream, call.model.upstream_model):
+                running = await self._gateway.identities.running_usage(self._pool.name)
+            if not refusals.is_known(self._pool.name, call.model.upstream_model):
                 include_usage = True
             else:
                 running = RunningUsage.OFF
@@ -132,7 +154,7 @@ class Exchange:
                 await self.relay.skip_body(SKIP_REFUSAL_S)
                 head = await self._send(plain)
                 if 200 <= head.status < 300:
-                    refusals.remember(self.upstream, call.model.upstream_model)
+                    refusals.remember(self._pool.name, call.model.upstream_model)
         return head
 
     def _prepare_body(self, include_usage: bool, running: RunningUsage) -> bytes:
@@ -172,6 +194,7 @@ class Exchange:
     async def _first_answer(self, connection: UpstreamConnection, request: bytes) -> ResponseHead:
         if not self.reached_upstream:
             self.reached_upstream = True
+            self.slot.forwarded()
             self._gateway.stats.observe_overhead("request", time.perf_counter() - self.began_at)
         self._connection = connection
         timeouts = self._pool.config.timeouts
@@ -203,6 +226,7 @@ class Exchange:
             headers["Content-Length"] = str(head.length)
         self._reply = reply = web.StreamResponse(status=head.status, reason=head.reason, headers=headers)
         self.status = head.status
+        self.slot.answered(head.status)
         await reply.prepare(self._request)
         client.begin_body(chunked="chunked" in reply.headers.get("Transfer-Encoding", ""))
         self.relay.begin(client, idle_s=self._pool.config.timeouts.idle_s)
@@ -255,10 +279,6 @@ class Exchange:
         if meter is not None and meter.failed:
             return Outcome.UPSTREAM_FAILED
         return Outcome.COMPLETED
-
-    @property
-    def bills_prompt_always(self) -> bool:
-        return self._pool.config.bill_prompt == "always"
 
     @property
     def bad_usage(self) -> list[str]:

@@ -21,6 +21,7 @@ from meter_proxy.gateway.inbound import Call, Caller, Inbound
 from meter_proxy.gateway.refusals import InjectionRefusals
 from meter_proxy.gateway.replies import client_error, cors_headers, unavailable
 from meter_proxy.gateway.routes import MODELS, Route
+from meter_proxy.gateway.settlement import make_admission
 from meter_proxy.gateway.upstream import UpstreamPool
 from meter_proxy.ledger import Ledger
 from meter_proxy.telemetry.metrics import WorkerStats
@@ -57,31 +58,42 @@ class Gateway:
             asked = self._inbound.parse(route, body)
             model = asked.model
             resolved = self._inbound.allow(caller, asked)
-            self._admit()
+            client_request_id = request.headers.get("X-Request-Id")
+            headers = tuple(request.headers.items())
+            call = Call(caller, route.operation, route.path, asked, resolved, headers, client_request_id)
+            exchange = self._admit(call, body, request)
         except ClientError as exc:
             self.stats.refused(key_id, model, route.operation, exc.status)
             return client_error(request, exc)
         except ClientGone:
             return web.Response(status=499)  # left while sending its body: nothing was asked yet
-        client_request_id = request.headers.get("X-Request-Id")
-        headers = tuple(request.headers.items())
-        call = Call(caller, route.operation, route.path, asked, resolved, headers, client_request_id)
-        exchange = Exchange(self, call, body, request, f"req_{secrets.token_hex(12)}")
         del body  # this frame lives as long as the stream
-        self.in_flight.add(exchange)
-        self.stats.inflight_add(model, 1)
         return await exchange.run()
 
-    def _admit(self) -> None:
+    def _admit(self, call: Call, body: bytes, request: web.Request) -> Exchange:
+        """Write the call into the books as in flight. 503 when no new work can be taken, or not be recorded."""
         if self.draining:
             raise unavailable("draining", "The server is about to restart. Try again in a moment.", retry_after_s=1)
-        if not self.ledger.can_write:
+        upstream = call.model.upstreams[0]
+        admission = make_admission(
+            call,
+            f"req_{secrets.token_hex(12)}",
+            admitted_at=time.time(),
+            upstream=upstream,
+            prompt_always=self.config.upstreams[upstream].bill_prompt == "always",
+        )
+        slot = self.ledger.admit(admission) if self.ledger.can_write else None
+        if slot is None:
             raise unavailable("metering_unavailable", "Usage cannot be recorded at the moment.", retry_after_s=5)
+        exchange = Exchange(self, call, admission, slot, body, request)
+        self.in_flight.add(exchange)
+        self.stats.inflight_add(call.asked.model, 1)
+        return exchange
 
     def settled(self, exchange: Exchange, record: UsageRecord) -> None:
         """The one call at the end of every exchange: the record is written, the counters are moved."""
         self.in_flight.discard(exchange)
-        self.ledger.settle(record)
+        self.ledger.settle(record, exchange.slot)
         self.stats.inflight_add(record.model, -1)
         for reason in exchange.bad_usage:
             self.stats.bad_usage(reason)

@@ -14,6 +14,8 @@ class RedactedError:
     content_events = 0
     finished = False
     failed = False
+    has_usage = False
+    reads_at_end = False
     response_model = None
 
     def __init__(self, secret: str) -> None:

@@ -16,6 +16,7 @@ from meter_proxy.errors import UpstreamError, UpstreamTimeout
 from meter_proxy.gateway.client import ClientConnection, ClientGone
 from meter_proxy.gateway.http1 import ResponseHead
 from meter_proxy.gateway.upstream import UpstreamConnection
+from meter_proxy.ledger.slots import Slot
 from meter_proxy.metering.meter import Meter
 from meter_proxy.telemetry.metrics import WorkerStats
 
@@ -29,8 +30,9 @@ MeterFactory = Callable[[ResponseHead], Meter]
 class Relay:
     """What passes, and what has happened so far, in one exchange."""
 
-    def __init__(self, make_meter: MeterFactory, stats: WorkerStats, *, client_stall_s: float) -> None:
+    def __init__(self, make_meter: MeterFactory, slot: Slot, stats: WorkerStats, *, client_stall_s: float) -> None:
         self._make_meter = make_meter
+        self.slot = slot
         self._stats = stats
         self._client_stall_s = client_stall_s
         self._loop = asyncio.get_running_loop()
@@ -46,6 +48,7 @@ class Relay:
         self._reads = 0
         self._client_is_slow = False
         self._flushed = False
+        self._last_read: tuple[bytes, bytes | None] | None = None  # held back: see _forward
         self._drain_over = False
         self._head: ResponseHead | None = None
         self.error: UpstreamError | None = None
@@ -147,11 +150,17 @@ class Relay:
 
     def flush(self) -> None:
         """Nothing more will come: send what the meter still held back."""
-        if self.meter is not None and not self._flushed:
+        meter = self.meter
+        if meter is not None and not self._flushed:
             self._flushed = True
-            rest = self.meter.finish()
-            if rest and self._client is not None:
-                self._client.write(rest, None)
+            # Half of a JSON document is not one that cannot be read: it has no end to be read at.
+            rest = meter.finish() if self.ended or not meter.reads_at_end else b""
+            self._note()
+            if self._client is not None:
+                if self._last_read is not None:
+                    self._client.write(*self._last_read)
+                if rest:
+                    self._client.write(rest, None)
 
     def close(self) -> None:
         """No more timers, no more news; a connection that is still in use is closed."""
@@ -268,11 +277,18 @@ class Relay:
     def _forward(self, payload: bytes, framed: bytes | None) -> None:
         out = self._count(payload)
         client = self._client
-        if client is not None:
-            if out is payload:
-                client.write(payload, framed)
-            elif out:
-                client.write(out, None)
+        if client is None:
+            return
+        if self.meter.reads_at_end:  # type: ignore[union-attr]
+            # The last read of a plain answer waits until its usage is in the slot: a client that has a whole
+            # answer has a whole bill. Which read is the last is known when another comes, or the end.
+            before, self._last_read = self._last_read, (payload, framed)
+            if before is not None:
+                client.write(*before)
+        elif out is payload:
+            client.write(payload, framed)
+        elif out:
+            client.write(out, None)
 
     def _count(self, payload: bytes) -> bytes:
         meter = self.meter
@@ -280,7 +296,25 @@ class Relay:
         out = meter.feed(payload)
         if self.first_token_at is None and meter.content_events:
             self.first_token_at = perf_counter()
+            self.slot.first_token(self.first_token_at)
+        # Count before forwarding: a killed process must not have given tokens away.
+        if meter.has_usage or meter.finished or meter.failed:
+            self._note()
+        else:
+            self.slot.count(meter.content_events)
         return out
+
+    def _note(self) -> None:
+        """Store everything that the meter knows in the slot."""
+        meter = self.meter
+        assert meter is not None
+        self.slot.note(
+            meter.usage_so_far(),
+            content_events=meter.content_events,
+            finished=meter.finished,
+            done=meter.done,
+            failed=meter.failed,
+        )
 
     def _raise_ending(self) -> None:
         if self.client_lost:

@@ -87,14 +87,18 @@ class DirectoryLock:
 class Journal:
     """This incarnation's file. Create it, `append` lines, `close` it; not thread-safe."""
 
-    def __init__(self, directory: Path) -> None:
-        """Start a new file in `directory`, whose lock the caller holds. Raises `OSError`."""
-        self.id = secrets.token_hex(16)
+    def __init__(self, directory: Path, *, id: str | None = None) -> None:
+        """Start a new file in `directory`, whose lock the caller holds; with `id`, go on with that one if it is there.
+
+        A torn last line, of a process that was killed as it wrote it, is cut off. Raises `OSError`.
+        """
+        self.id = id or secrets.token_hex(16)
         self.path = directory / f"records-{self.id}.jsonl"
-        self.length_bytes = 0  # of whole lines: what a reader may believe
         self._torn = False
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._fd = os.open(self.path, flags, 0o600)
+        self.length_bytes = _whole_lines(self._fd)  # what a reader may believe
+        self._cut_back()
 
     def append(self, line: bytes) -> None:
         """Commit `line` in one write. After an `OSError` nothing of it is in the file, and it may be tried again."""
@@ -123,3 +127,15 @@ class Journal:
 
     def __repr__(self) -> str:
         return f"<Journal {self.id[:8]} {self.length_bytes} bytes{' torn' if self._torn else ''}>"
+
+
+def _whole_lines(fd: int) -> int:
+    """How many bytes of a file are whole lines; read from its end."""
+    end = os.fstat(fd).st_size
+    while end:
+        start = max(0, end - 65_536)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from meter_proxy.errors import CannotStart
 from meter_proxy.ledger import former
+from meter_proxy.ledger.admission import Admission
 from meter_proxy.ledger.books import Books, DayBook
 from meter_proxy.ledger.journal import FILE_PATTERN, DirectoryLock, Journal, encode_line, legible
 from meter_proxy.ledger.labels import ModelLabels
+from meter_proxy.ledger.recovery import recover
+from meter_proxy.ledger.slots import Slot, SlotTable, remove_slots
 from meter_proxy.ledger.sync import BooksStore, Sync
 from meter_proxy.tasks import spawn
 from meter_proxy.usage import UsageRecord
@@ -53,9 +56,10 @@ class Ledger:
         self._jitter = jitter
         self._lock: DirectoryLock
         self._journal: Journal
+        self._slots: SlotTable
         self._books: Books
         self._last: DayBook | None = None  # the book of the newest record
-        self._unwritten: deque[tuple[UsageRecord, str, bytes]] = deque()
+        self._unwritten: deque[tuple[UsageRecord, str, bytes, Slot | None]] = deque()
         self._rewriting: asyncio.Task[None] | None = None
         self._sync: Sync | None = None
         self._running: asyncio.Task[None] | None = None
@@ -68,9 +72,11 @@ class Ledger:
         """
         self._lock = DirectoryLock(self.directory)
         try:
+            self.labels = ModelLabels(self.directory.parent / LABELS_FILE, self._configured_models)
+            self._recover()
             self._remove_empty_journals()
             self._journal = Journal(self.directory)
-            self.labels = ModelLabels(self.directory.parent / LABELS_FILE, self._configured_models)
+            self._slots = SlotTable(self.directory, self._journal.id)
         except OSError as exc:
             self._lock.release()
             raise CannotStart(f"cannot write to {self.directory.parent}: {exc.strerror}") from exc
@@ -88,6 +94,23 @@ class Ledger:
         self._running = spawn(self._sync.run(), name="ledger sync")
         self._adopt(self._sync, again=False)
 
+    def _recover(self) -> None:
+        """Settle what killed processes left here, and in directories that nobody serves any more."""
+        now = self._clock()
+        recover(self.directory, self.labels, now)
+        for directory in former.worker_directories(self.directory, self._workers):
+            if directory == self.directory:
+                continue
+            try:
+                lock = DirectoryLock(directory)
+            except CannotStart:
+                continue  # somebody serves it after all
+            try:
+                recover(directory, self.labels, now)
+                remove_slots(directory)
+            finally:
+                lock.release()
+
     def _remove_empty_journals(self) -> None:
         """Clear away what an incarnation left that was killed before its first record."""
         for path in self.directory.glob(FILE_PATTERN):
@@ -99,8 +122,12 @@ class Ledger:
         adoption = former.adopt(sync, directories, live=self._journal.path, again=again)
         self._adoption = spawn(adoption, name="ledger adoption")
 
-    def settle(self, record: UsageRecord) -> None:
-        """Bill one exchange: call it exactly once for each. Never waits, never raises.
+    def admit(self, admission: Admission) -> Slot | None:
+        """A slot for a new exchange, to be given to `settle`; None when this worker cannot serve more at once."""
+        return self._slots.take(admission.slot_text())
+
+    def settle(self, record: UsageRecord, slot: Slot | None = None) -> None:
+        """Bill one exchange: call it exactly once for each. Never waits, never raises. Frees its slot.
 
         A record that the disk does not take is kept in memory and written as soon as it can be; `can_write` is
         False until then.
@@ -112,12 +139,12 @@ class Ledger:
             label, line = self._line(record)
         if not self._unwritten:  # else it would overtake the ones that wait
             try:
-                self._commit(record, label, line)
+                self._commit(record, label, line, slot)
             except OSError as exc:
                 _log.error("cannot write to %s, keeping records in memory: %s", self._journal.path, exc.strerror)
             else:
                 return
-        self._unwritten.append((record, label, line))
+        self._unwritten.append((record, label, line, slot))
         if self._rewriting is None:
             self._rewriting = spawn(self._rewrite(), name="ledger rewrite")
 
@@ -125,8 +152,10 @@ class Ledger:
         label = self.labels.label(record.model, record.status)
         return label, encode_line(record, label)
 
-    def _commit(self, record: UsageRecord, label: str, line: bytes) -> None:
+    def _commit(self, record: UsageRecord, label: str, line: bytes, slot: Slot | None) -> None:
         self._journal.append(line)  # the commit point
+        if slot is not None:
+            slot.free()
         self._last = self._books.add(record, label)
         if self._sync is not None:
             self._sync.mark(self._last)
@@ -183,12 +212,15 @@ class Ledger:
             self._write_waiting()
         except OSError as exc:
             _log.error("%d records could not be written (%s); they follow", len(self._unwritten), exc.strerror)
-            for _, _, line in self._unwritten:
+            for _, _, line, _ in self._unwritten:
                 _log.error("%s", line.decode())
         try:
             await self._stop_sync()
         finally:
             self._journal.close()
+            self._slots.close()
+            if not self._unwritten:
+                remove_slots(self.directory)
             self.labels.close()
             self._lock.release()
 

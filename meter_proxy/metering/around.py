@@ -40,6 +40,14 @@ class AroundMeter:
         return self._inner.failed
 
     @property
+    def has_usage(self) -> bool:
+        return self._inner.has_usage
+
+    @property
+    def reads_at_end(self) -> bool:
+        return self._inner.reads_at_end
+
+    @property
     def response_model(self) -> str | None:
         return self._inner.response_model
 

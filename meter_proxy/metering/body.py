@@ -21,6 +21,7 @@ class BodyMeter:
         self.finished = False
         self.done = False
         self.failed = False
+        self.reads_at_end = True
         self.response_model: str | None = None
         self.bad_usage: list[str] = []
         self._dialect = DIALECTS[operation]
@@ -37,6 +38,11 @@ class BodyMeter:
         else:
             self._parts.clear()
         return data
+
+    @property
+    def has_usage(self) -> bool:
+        """The body, once read, has said counts."""
+        return self._tally.has_usage
 
     def finish(self) -> bytes:
         """The upstream ended the body: read it. Nothing was held."""
@@ -81,6 +87,8 @@ class NullMeter:
         self.finished = False
         self.done = False
         self.failed = False  # the status says it all
+        self.reads_at_end = False
+        self.has_usage = False
         self.response_model: str | None = None
         self.bad_usage: list[str] = []
 

@@ -15,8 +15,8 @@ from meter_proxy.metering.dialects.counts import Fault
 from meter_proxy.metering.stream import StreamMeter
 
 MAX_DECODED_BYTES_PER_FEED = 32 * 1024 * 1024  # a read of 256 KiB that inflates more than 128-fold is no answer
-# Decoded at once. What comes before damage is lost only with the step that the damage is in; and a step inflates to no more
-# than 33 KiB with zlib, 8 blocks of 128 KiB with zstd. Only brotli needs a bound of its own.
+# Decoded at once. What comes before damage is lost only with the step that the damage is in; and a step inflates to
+# little: 33 KiB with zlib, 8 blocks of 128 KiB with zstd. Only brotli needs a bound of its own.
 _STEP_BYTES = 32
 _BROTLI_PIECE_BYTES = 256 * 1024
 _ZSTD_WINDOW_BYTES = 8 * 1024 * 1024  # RFC 9659: what a decoder of this coding must support, and no more

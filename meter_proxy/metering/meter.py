@@ -43,6 +43,14 @@ class Meter(Protocol):
         """An error stands in the answer."""
 
     @property
+    def has_usage(self) -> bool:
+        """Counts have been seen; before that a reading is just the number of content events."""
+
+    @property
+    def reads_at_end(self) -> bool:
+        """The answer is understood at its end only (`finish`), not as it comes."""
+
+    @property
     def response_model(self) -> str | None:
         """The model that the answer names."""
 

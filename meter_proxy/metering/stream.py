@@ -33,6 +33,7 @@ class StreamMeter:
         self.content_events = 0
         self.done = False
         self.failed = False
+        self.reads_at_end = False
         self.response_model: str | None = None
         self.bad_usage: list[str] = []
         self._dialect = DIALECTS[operation]
@@ -59,6 +60,11 @@ class StreamMeter:
     def finished(self) -> bool:
         """Every choice asked for has its finish reason."""
         return len(self._finished_choices) >= self._choices
+
+    @property
+    def has_usage(self) -> bool:
+        """The answer has said counts so far."""
+        return self._unread_usage is not None or self._tally.has_usage
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets now for what the upstream sent; cut anywhere. `data` itself if nothing changes."""

@@ -60,6 +60,11 @@ class Tally:
         self._counts_each_choice = False  # proven by the wire
         self._token_ids = 0
 
+    @property
+    def has_usage(self) -> bool:
+        """Counts have been seen: a reading says more than the number of content events."""
+        return self._latest is not None
+
     def note(self, answer: Answer, *, content_events: int, has_content: bool, finished: bool) -> None:
         """Take what one event (or a body) says. `content_events` and `finished` are as of after it."""
         counts = self._usage_in(answer)

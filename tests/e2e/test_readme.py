@@ -159,7 +159,8 @@ async def test_configuration_commands(project: Path) -> None:
     ):
         await run(
             "curl -sSf http://127.0.0.1:8080/v1/chat/completions -H 'Authorization: Bearer sk-alice' "
-            """-H 'Content-Type: application/json' -d '{"model": "small", "messages": [{"role": "user", "content": "Hi"}]}'""",
+            "-H 'Content-Type: application/json' "
+            """-d '{"model": "small", "messages": [{"role": "user", "content": "Hi"}]}'""",
             project,
         )
     assert "alice" in await run(command_starting("meter-proxy usage"), project)

@@ -16,6 +16,7 @@ from aiohttp import web
 from meter_proxy.app import build_app
 from meter_proxy.config.load import load_config
 from meter_proxy.gateway.gateway import Gateway
+from meter_proxy.ledger.slots import Slot
 from meter_proxy.plugin import MeterProxy
 from meter_proxy.usage import UsageRecord
 from tests.support.config import ENVIRONMENT, basic_config, write_config
@@ -46,8 +47,8 @@ class InProcessProxy:
         ledger = self.gateway.ledger
         settle = ledger.settle
 
-        def settle_and_copy(record: UsageRecord) -> None:
-            settle(record)
+        def settle_and_copy(record: UsageRecord, slot: Slot | None = None) -> None:
+            settle(record, slot)
             self.records.append(record)
 
         ledger.settle = settle_and_copy  # type: ignore[method-assign]

@@ -185,3 +185,12 @@ def test_a_bomb_is_given_up_at_a_bound(
     assert "bad_coding" in metering.bad_usage
     assert max(map(len, pieces)) <= 9 * 128 * 1024
     assert sum(map(len, pieces)) <= 2_000_000 + 9 * 128 * 1024
+
+
+def test_a_window_beyond_what_the_coding_allows_is_refused() -> None:
+    """A zstd frame may ask for gigabytes of memory before its first byte."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, write_content_size=0)
+    frame = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    metering = meter(coding="zstd")
+    metering.feed(frame.compress(STREAM) + frame.flush())
+    assert metering.bad_usage == ["bad_coding"]

@@ -1,47 +1,16 @@
-"""StreamMeter: what the corpus does not hold."""
+"""StreamMeter: what it counts and bills, beyond the corpus."""
 
 import itertools
-import json
 from typing import Any
 
 import pytest
 
-from meter_proxy.metering.injection import NOTHING_HIDDEN, Hidden
-from meter_proxy.metering.request import Asked
-from meter_proxy.metering.stream import StreamMeter
-from meter_proxy.usage import Basis, Operation, Usage
+from meter_proxy.metering import stream as stream_module
+from meter_proxy.metering.dialects import Path
+from meter_proxy.metering.template import Shape, shape_of
+from meter_proxy.usage import Basis, Usage
 from tests.unit.metering.corpus import EVERYTHING, run
-
-DONE = b"data: [DONE]\n\n"
-
-
-def event(payload: Any) -> bytes:
-    return b"data: " + json.dumps(payload, separators=(",", ":")).encode() + b"\n\n"
-
-
-def chunk(delta: Any, finish_reason: str | None = None, index: int = 0, **more: Any) -> bytes:
-    return event({"model": "m", "choices": [{"index": index, "delta": delta, "finish_reason": finish_reason}], **more})
-
-
-def text(content: str, index: int = 0, **more: Any) -> bytes:
-    return chunk({"content": content}, index=index, **more)
-
-
-def usage(prompt: int, completion: int, **more: Any) -> dict[str, Any]:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion, **more}
-
-
-def meter(
-    choices: int = 1, prompts: int = 1, hidden: Hidden = NOTHING_HIDDEN, max_event_bytes: int = 1_048_576
-) -> StreamMeter:
-    asked = Asked(model="m", stream=True, choices=choices, prompts=prompts)
-    operation = Operation.TEXT_COMPLETION if prompts > 1 else Operation.CHAT
-    return StreamMeter(operation, asked=asked, hidden=hidden, max_event_bytes=max_event_bytes)
-
-
-def billed(metering: StreamMeter) -> tuple[int | None, int | None, Basis]:
-    reading = metering.usage_so_far()
-    return reading.usage.input_tokens, reading.usage.output_tokens, reading.basis
+from tests.unit.metering.wire import DONE, billed, chunk, event, meter, text, usage
 
 
 def test_nothing_seen_is_nothing_billed() -> None:
@@ -206,133 +175,11 @@ def test_what_counts_as_content(delta: Any, counts: int) -> None:
 def test_token_ids_are_a_running_count() -> None:
     """vLLM's return_token_ids tells how many tokens each event holds."""
     stream = meter()
-    for ids in ([1, 2, 3], [4], []):
+    for ids in ([1, 2, 3], [], [4, 5]):
         stream.feed(event({"choices": [{"index": 0, "delta": {"content": "x"}, "token_ids": ids}]}))
     assert billed(stream) == (None, 5, Basis.RUNNING)
-
-
-def test_an_event_over_the_bound_is_one_content_event_and_passes() -> None:
-    """Held back or not, it is not buffered beyond the bound, and the stream goes on after it."""
-    big = text("x" * 2000)
-    for hidden in (NOTHING_HIDDEN, EVERYTHING):
-        for size in (1, 7, 500, 10_000):
-            stream = meter(hidden=hidden, max_event_bytes=1000)
-            sent = text("a") + big + text("b")
-            reads = [sent[at : at + size] for at in range(0, len(sent), size)]
-            assert run(stream, reads) == sent
-            assert stream.content_events == 3
-            assert stream.bad_usage == ["event_too_big"]
-
-
-def test_what_is_held_back_is_bounded() -> None:
-    """An upstream that never ends an event cannot fill our memory."""
-    stream = meter(hidden=EVERYTHING, max_event_bytes=1000)
-    sent = 0
-    got = len(stream.feed(b'data: {"choices":[{"delta":{"content":"'))
-    for _ in range(100):
-        got += len(stream.feed(b"x" * 100))
-        sent += 100
-        assert sent + 40 - got <= 1003 + 40
-
-
-def test_an_unfinished_event_counts_at_the_end_if_it_is_whole() -> None:
-    """Some servers forget the last blank line; half an event is no evidence."""
-    for tail, expected in (
-        (b"\n", (9, 4, Basis.REPORTED)),
-        (b"", (9, 4, Basis.REPORTED)),
-        (b"x", (None, 1, Basis.COUNTED)),
-    ):
-        stream = meter()
-        stream.feed(text("a") + event({"choices": [], "usage": usage(9, 4)})[:-2] + tail)
-        assert billed(stream)[1:] == (1, Basis.COUNTED)
-        stream.finish()
-        assert billed(stream) == expected
-
-
-def test_an_unfinished_event_goes_out_at_the_end_as_it_came() -> None:
-    """Unless it is whole and must not be seen."""
-    for rest in (b'data: {"choices":[],"usage":{"prompt', b": half a comm", b"data", text("b")[:-2], text("b")[:-1]):
-        stream = meter(hidden=EVERYTHING)
-        assert stream.feed(text("a") + rest) == text("a")
-        assert stream.finish() == rest
-        assert stream.finish() == b""
-    stream = meter(hidden=EVERYTHING)
-    stream.feed(event({"choices": [], "usage": usage(9, 4)})[:-1])
-    assert stream.finish() == b""
-
-
-def test_after_done_nothing_is_held_or_changed() -> None:
-    """Not even an unfinished event, or one that would have been taken out."""
-    after = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\ndata: {"ch'
-    stream = meter(hidden=EVERYTHING)
-    assert stream.feed(text("a") + DONE + after) == text("a") + DONE + after
-    assert stream.feed(b"oices") == b"oices"
-    assert stream.finish() == b""
-
-
-def test_a_heartbeat_is_not_held_back() -> None:
-    """One comment line between events goes out at once, also while something may have to be taken out."""
-    stream = meter(hidden=EVERYTHING)
-    stream.feed(text("a"))
-    assert stream.feed(b": keep-alive\n") == b": keep-alive\n"
-    assert stream.feed(b"\n") == b"\n"
-
-
-def test_crlf_of_an_event_that_was_taken_out_is_taken_out_whole() -> None:
-    """Also when the LF comes with the next read, or never."""
-    hidden = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\r\n\r\n'
-    data = b"data: a\r\n\r\n" + hidden + b"data: b\r\n\r\n"
-    for first in range(len(data)):
-        stream = meter(hidden=EVERYTHING)
-        assert run(stream, [data[:first], data[first:]]) == b"data: a\r\n\r\ndata: b\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    ("payload", "left"),
-    [
-        ('{"choices":[{"delta":{}}],"usage":{"completion_tokens":1}}', '{"choices":[{"delta":{}}]}'),
-        ('{"usage":{"completion_tokens":1},"choices":[{"delta":{}}]}', '{"choices":[{"delta":{}}]}'),
-        ('{ "usage" : {"completion_tokens":1} , "choices":[{"delta":{}}]}', '{  "choices":[{"delta":{}}]}'),
-        ('{"a":1, "usage": {"completion_tokens":1}, "choices":[{}]}', '{"a":1, "choices":[{}]}'),
-        (
-            '{"choices":[{"usage":{"completion_tokens":1}}],"usage":{"x":1}}',
-            '{"choices":[{"usage":{"completion_tokens":1}}]}',
-        ),
-        ('{"choices":[{}],"us\\u0061ge":{"completion_tokens":1}}', '{"choices":[{}]}'),
-        (
-            '{"choices":[{"delta":{"content":"\\",\\"usage\\":{"}}],"usage":{"a":"}"}}',
-            '{"choices":[{"delta":{"content":"\\",\\"usage\\":{"}}]}',
-        ),
-        (
-            '{"choices":[{}],"x\\"usage":{"usage":{"a":1}},"usage":{"b":1}}',
-            '{"choices":[{}],"x\\"usage":{"usage":{"a":1}}}',
-        ),
-        (
-            '{"choices":[{}],"usage":{"b":1},"x":{"y":1,"usage":{"a":1}}}',
-            '{"choices":[{}],"x":{"y":1,"usage":{"a":1}}}',
-        ),
-        ('{"choices":[{}],"usage":null}', '{"choices":[{}],"usage":null}'),
-        ('{"choices":[{}],"usage":[1]}', '{"choices":[{}],"usage":[1]}'),
-        (
-            '{"choices":[{"delta":{"content":"\\ud83d"}}],"usage":{"a":1}}',
-            '{"choices":[{"delta":{"content":"\\ud83d"}}]}',
-        ),
-    ],
-)
-def test_only_the_outermost_usage_is_cut_out(payload: str, left: str) -> None:
-    """Wherever it stands, however it is written, and whatever else is called usage."""
-    stream = meter(hidden=Hidden(running_usage=True))
-    assert run(stream, [f"data: {payload}\n\n".encode()]) == f"data: {left}\n\n".encode()
-
-
-@pytest.mark.parametrize("hidden", [Hidden(usage_event=True), EVERYTHING])
-@pytest.mark.parametrize("choices", ['"choices":null,', "", '"choices":{},', '"choices":0,'])
-def test_a_usage_without_an_empty_list_of_choices_is_not_taken_out(hidden: Hidden, choices: str) -> None:
-    """Only the event that our injection causes is ours to take out."""
-    raw = ("data: {" + choices + '"usage":{"prompt_tokens":9,"completion_tokens":4}}\n\n').encode()
-    stream = meter(hidden=hidden)
-    assert run(stream, [raw]) == raw
-    assert billed(stream)[:2] == (9, 4)
+    stream.feed(DONE)
+    assert billed(stream) == (None, 5, Basis.RUNNING)
 
 
 def test_known_events_are_metered_as_parsed_ones() -> None:
@@ -392,8 +239,48 @@ def test_a_stream_that_is_cut_off_is_not_flagged() -> None:
     assert stream.bad_usage == []
 
 
-def test_an_explicit_zero_of_an_empty_answer_is_reported() -> None:
+@pytest.mark.parametrize(
+    "reads",
+    [
+        chunk({}, "stop") + event({"choices": [], "usage": usage(0, 0)}) + DONE,
+        event({"choices": [], "usage": usage(0, 0)}) + DONE,
+        chunk({}, "stop", usage=usage(0, 0)),
+    ],
+)
+def test_an_explicit_zero_of_an_empty_answer_is_reported(reads: bytes) -> None:
     """Zero is a value."""
     stream = meter()
-    stream.feed(chunk({}, "stop") + event({"choices": [], "usage": usage(0, 0)}) + DONE)
+    stream.feed(reads)
     assert billed(stream) == (0, 0, Basis.REPORTED)
+
+
+def test_a_zero_before_anything_was_generated_is_no_report() -> None:
+    """Ollama and MiniMax put placeholders on every event, the first included."""
+    stream = meter()
+    stream.feed(chunk({"role": "assistant"}, usage=usage(0, 0)))
+    assert billed(stream)[2] is Basis.NONE
+
+
+def test_a_whole_message_at_the_end_is_not_counted_again() -> None:
+    """MiniMax repeats it; alone it is the answer."""
+    whole = event({"choices": [{"index": 0, "message": {"content": "ab"}, "finish_reason": "stop"}]})
+    for reads, counted in ((text("a") + text("b") + whole, 2), (whole, 1)):
+        stream = meter()
+        stream.feed(reads)
+        assert stream.content_events == counted
+
+
+def test_a_stream_that_never_repeats_itself_is_rarely_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning costs as much as parsing ten events: it is given up, and tried again now and then."""
+    tried: list[int] = []
+
+    def counted(raw: bytes, text_bytes: int, spoken_at: tuple[Path, ...], usage_name: str | None) -> Shape | None:
+        tried.append(text_bytes)
+        return shape_of(raw, text_bytes, spoken_at, usage_name)
+
+    monkeypatch.setattr(stream_module, "shape_of", counted)
+    changing = meter()
+    for number in range(3000):
+        changing.feed(text("x", id=number))
+    assert changing.content_events == 3000
+    assert len(tried) < 60

@@ -184,3 +184,12 @@ def test_a_count_that_is_printed_as_a_fraction_may_not_vary() -> None:
     """16.0 is a count, 16.5 is none."""
     known = template(plain("A", ',"usage":{"p":16.0}'), "usage")
     assert not finds(known, plain("A", ',"usage":{"p":16.5}'))
+
+
+def test_what_varies_in_front_of_the_text_is_not_learned() -> None:
+    """Perplexity counts there; an obfuscation there is taken as it stands."""
+    front = '{"usage":{"completion_tokens":1},"choices":[{"delta":{"content":"A"}}]}'
+    assert shape(event(front), "usage") is None
+    known = template(event('{"obfuscation":"x","choices":[{"delta":{"content":"A"}}]}'))
+    assert finds(known, event('{"obfuscation":"x","choices":[{"delta":{"content":"B"}}]}'))
+    assert not finds(known, event('{"obfuscation":"y","choices":[{"delta":{"content":"B"}}]}'))

@@ -1,0 +1,85 @@
+"""What is known of an exchange when it is admitted, by value: enough to write its record whatever happens then."""
+
+from typing import Any
+
+import msgspec
+
+from meter_proxy.ledger.slots import TEXT_BYTES
+from meter_proxy.metering.billing import Bill
+from meter_proxy.metering.pricing import TokenPrice, cost_nano_usd
+from meter_proxy.usage import Operation, Outcome, UsageRecord
+
+MAX_NAME_CHARS = 200  # in a slot; a longer model name is cut there, and only there
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The part of a record that no answer changes, and what its bill needs."""
+
+    id: str
+    time: str
+    key: str
+    account: str
+    model: str
+    upstream_model: str
+    upstream: str
+    operation: Operation
+    stream: bool
+    input_text_bytes: int
+    prompt_always: bool = False
+    price: TokenPrice | None = None
+    client_request_id: str | None = None
+
+    def record(
+        self,
+        billed: Bill,
+        *,
+        outcome: Outcome,
+        status: int | None,
+        response_model: str | None,
+        ttft_ms: float | None,
+        duration_ms: float,
+    ) -> UsageRecord:
+        """The record of this exchange, billed so and ended so."""
+        usage = billed.usage
+        return UsageRecord(
+            id=self.id,
+            time=self.time,
+            key=self.key,
+            account=self.account,
+            model=self.model,
+            upstream_model=self.upstream_model,
+            response_model=response_model,
+            upstream=self.upstream,
+            operation=self.operation,
+            stream=self.stream,
+            input_tokens=usage.input_tokens or 0,
+            cached_input_tokens=usage.cached_input_tokens,
+            output_tokens=usage.output_tokens or 0,
+            reasoning_tokens=usage.reasoning_tokens,
+            cost_nano_usd=cost_nano_usd(usage, self.price) if self.price is not None else 0,
+            input_basis=billed.input_basis,
+            basis=billed.basis,
+            outcome=outcome,
+            status=status,
+            ttft_ms=ttft_ms,
+            duration_ms=duration_ms,
+            client_request_id=self.client_request_id,
+        )
+
+    def slot_text(self) -> bytes:
+        """This as JSON that fits into a slot; names that callers made too long are cut."""
+        text = msgspec.json.encode(self)
+        if len(text) <= TEXT_BYTES:
+            return text
+        shorter: dict[str, Any] = {"client_request_id": None}
+        for name in ("model", "upstream_model"):
+            shorter[name] = getattr(self, name).encode("ascii", "replace").decode()[:MAX_NAME_CHARS]
+        return msgspec.json.encode(msgspec.structs.replace(self, **shorter))
+
+
+_decode = msgspec.json.Decoder(Admission).decode
+
+
+def read_admission(text: bytes) -> Admission:
+    """What `slot_text` wrote. Raises `ValueError` for anything else."""
+    return _decode(text)

@@ -1,0 +1,111 @@
+"""A slot tells, after any kill, what had been counted; its process need not have said goodbye."""
+
+from pathlib import Path
+
+import pytest
+
+from meter_proxy.ledger.slots import SLOT_BYTES, TEXT_BYTES, Slot, SlotTable, read_live
+from meter_proxy.metering.tally import Reading
+from meter_proxy.usage import Basis, Usage
+
+JOURNAL_ID = "0123456789abcdef" * 2
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> SlotTable:
+    """Four slots."""
+    return SlotTable(tmp_path, JOURNAL_ID, slots=4)
+
+
+def take(table: SlotTable, text: bytes = b"{}") -> Slot:
+    slot = table.take(text)
+    assert slot is not None
+    return slot
+
+
+def note(slot: Slot, reading: Reading, *, content_events: int, finished: bool = False, done: bool = False) -> None:
+    slot.note(reading, content_events=content_events, finished=finished, done=done, failed=False)
+
+
+def test_a_taken_slot_is_live_with_its_text_until_it_is_freed(table: SlotTable, tmp_path: Path) -> None:
+    """Readable from the file alone, while the table is open."""
+    slot = take(table, b'{"id":"a"}')
+    found = read_live(tmp_path)
+    assert found is not None
+    journal_id, (progress,) = found
+    assert (journal_id, progress.text, progress.reading.basis) == (JOURNAL_ID, b'{"id":"a"}', Basis.NONE)
+    slot.free()
+    assert read_live(tmp_path) == (JOURNAL_ID, [])
+
+
+def test_counts_are_there_at_once(table: SlotTable, tmp_path: Path) -> None:
+    """One store per read: the number of content events is the bill of a stream without usage."""
+    slot = take(table)
+    slot.forwarded()
+    slot.answered(200)
+    slot.count(7)
+    _, (progress,) = read_live(tmp_path) or ("", [])
+    assert (progress.content_events, progress.status, progress.reached_upstream) == (7, 200, True)
+    assert (progress.reading.basis, progress.reading.usage.output_tokens) == (Basis.COUNTED, 7)
+
+
+@pytest.mark.parametrize("basis", [Basis.RUNNING, Basis.REPORTED])
+def test_usage_is_there_whole(table: SlotTable, tmp_path: Path, basis: Basis) -> None:
+    """None and 0 stay different things."""
+    reading = Reading(Usage(9, 0, None, 0), basis, basis)
+    note(take(table), reading, content_events=3, finished=True, done=True)
+    _, (progress,) = read_live(tmp_path) or ("", [])
+    assert progress.reading == reading
+    assert (progress.finished, progress.done, progress.failed) == (True, True, False)
+
+
+def test_known_input_stays_known_beside_counted_output(table: SlotTable, tmp_path: Path) -> None:
+    """Running usage may say the input, and its output not be believed."""
+    note(take(table), Reading(Usage(9, 2), Basis.COUNTED, Basis.RUNNING), content_events=2)
+    _, (progress,) = read_live(tmp_path) or ("", [])
+    assert progress.reading == Reading(Usage(9, 2), Basis.COUNTED, Basis.RUNNING)
+
+
+def test_counts_go_on_after_a_note(table: SlotTable, tmp_path: Path) -> None:
+    """A slot that is used again begins from nothing."""
+    slot = take(table)
+    note(slot, Reading(Usage(9, 5), Basis.REPORTED, Basis.REPORTED), content_events=3, finished=True)
+    slot.free()
+    again = take(table)
+    again.count(1)
+    _, (progress,) = read_live(tmp_path) or ("", [])
+    assert (progress.finished, progress.reading) == (False, Reading(Usage(output_tokens=1), Basis.COUNTED, None))
+
+
+def test_no_more_than_all_slots_can_be_taken(table: SlotTable) -> None:
+    """The fifth of four is refused, and none is given out twice."""
+    slots = [take(table) for _ in range(4)]
+    assert table.take(b"{}") is None
+    slots[2].free()
+    assert table.take(b"{}") is not None
+    assert table.take(b"{}") is None
+
+
+def test_the_file_is_preallocated_and_texts_stay_in_their_slot(table: SlotTable, tmp_path: Path) -> None:
+    """A sparse file would kill us on a full disk; a long text must not reach the next slot."""
+    size = (tmp_path / "slots").stat()
+    assert size.st_blocks * 512 >= size.st_size == 4096 + 4 * SLOT_BYTES
+    texts = [bytes([65 + number]) * TEXT_BYTES for number in range(4)]
+    for text in texts:
+        take(table, text)
+    _, live = read_live(tmp_path) or ("", [])
+    assert sorted(progress.text for progress in live) == texts
+
+
+def test_a_new_table_replaces_the_old_one_whole(table: SlotTable, tmp_path: Path) -> None:
+    """Until the new one is complete, the old one is what a reader finds."""
+    take(table)
+    SlotTable(tmp_path, "f" * 32, slots=2)
+    assert read_live(tmp_path) == ("f" * 32, [])
+
+
+def test_no_table_and_a_foreign_file_are_nothing(tmp_path: Path) -> None:
+    """Nothing was in flight."""
+    assert read_live(tmp_path) is None
+    (tmp_path / "slots").write_bytes(b"something else")
+    assert read_live(tmp_path) is None
