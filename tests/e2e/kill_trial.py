@@ -118,7 +118,7 @@ async def _keep_asking(url: str, seed: int, lane: int, seen: list[Seen], stop: a
 
 async def _kill_a_worker(proxy: ProxyProcess, chance: random.Random) -> int:
     """Kill one worker; sometimes also the one that takes its place, while it recovers."""
-    victim = chance.choice(_workers(proxy))
+    victim = chance.choice(await until(lambda: _workers(proxy), "a worker"))
     os.kill(victim, signal.SIGKILL)
     if chance.random() >= DURING_RECOVERY:
         return 1

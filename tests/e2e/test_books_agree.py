@@ -106,7 +106,8 @@ async def compare(proxy: ProxyProcess, store: StoreServer, admitted: int) -> Non
     by_record: Counter[tuple[str, str, str]] = Counter()
     for record in records:
         for name in FIELDS:
-            by_record[record["key"], record["model"], name] += 1 if name == "requests" else record[name] or 0
+            amount = 1 if name == "requests" else record[name] or 0
+            by_record[record["key"], record["model_label"], name] += amount
     by_record = +by_record
 
     async def in_redis() -> bool:
