@@ -19,7 +19,7 @@ demo: $(VENV)/.runtime
 
 run: $(VENV)/.runtime
 	@test -n "$(UPSTREAM)" || { echo "usage: make run UPSTREAM=http://127.0.0.1:8000"; exit 2; }
-	@trap '' INT; $(BIN)/meter-proxy serve --upstream $(UPSTREAM) $(ARGS)
+	$(BIN)/meter-proxy serve --upstream $(UPSTREAM) $(ARGS)
 
 test: $(VENV)/.dev $(NODE_DIR)/node_modules debian
 	$(MAKE) --no-print-directory check
