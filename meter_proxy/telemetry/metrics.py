@@ -58,6 +58,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     disconnected: list[tuple[str, str, int]] = []  # model, phase; count
     distributions: dict[str, tuple[list[int], float]] = {}  # by stage of the overhead, or "sync"; counts, sum
     inflight: dict[str, int] = {}  # by model
+    upstreams_up: dict[str, bool] = {}  # of those that were tried
     store_up: bool = False
     unsynced: int = 0
     regressions: int = 0
@@ -74,6 +75,7 @@ class WorkerStats:
         self._bad_usage: Tally[str] = Tally()
         self._disconnected: Tally[tuple[str, str]] = Tally()
         self._inflight: dict[str, int] = {}  # by the name asked for; its label may change while it runs
+        self._upstreams_up: dict[str, bool] = {}
         self._distributions = {stage: Distribution(OVERHEAD_BOUNDS_S) for stage in ("request", "first_byte", "chunk")}
         self._distributions["sync"] = Distribution(SYNC_BOUNDS_S)
 
@@ -102,6 +104,12 @@ class WorkerStats:
         """A client left in a way that its record does not show: `after_finish`, which is a completed exchange."""
         self._disconnected[self._label(model, None), phase] += 1
 
+    def upstream_answers(self, upstream: str, up: bool) -> bool:
+        """The upstream was tried, and answered or not; tells whether that is news."""
+        was_up = self._upstreams_up.get(upstream, True)
+        self._upstreams_up[upstream] = up
+        return was_up is not up
+
     def observe_overhead(self, stage: str, seconds: float) -> None:
         """Time that we added: to a request before it was sent on, to the first byte, or to a chunk."""
         self._distributions[stage].observe(seconds)
@@ -123,6 +131,7 @@ class WorkerStats:
             disconnected=[(*labels, count) for labels, count in self._disconnected.items()],
             distributions={name: (list(one.counts), one.sum) for name, one in self._distributions.items()},
             inflight=dict(inflight),
+            upstreams_up=dict(self._upstreams_up),
             store_up=ledger.store_up if ledger is not None else False,
             unsynced=ledger.unsynced if ledger is not None else 0,
             regressions=ledger.regressions if ledger is not None else 0,
@@ -291,6 +300,9 @@ class Metrics:
             for model, count in snapshot.inflight.items():
                 inflight[(model,)] = inflight.get((model,), 0) + count
         self.inflight.values = inflight
+        tried = {upstream for snapshot in alive for upstream in snapshot.upstreams_up}
+        answering = {upstream for snapshot in alive for upstream, up in snapshot.upstreams_up.items() if up}
+        self.upstream_up.values = {(upstream,): int(upstream in answering) for upstream in sorted(tried)}
         self.redis_up.set(int(bool(alive) and all(snapshot.store_up for snapshot in alive)))
         self.unsynced.set(sum(snapshot.unsynced for snapshot in alive))
 

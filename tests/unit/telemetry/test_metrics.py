@@ -364,3 +364,22 @@ def test_two_thousand_series_do_not_hold_the_loop(metrics: Metrics) -> None:
         return time.perf_counter() - began_at
 
     assert min(render_s() for _ in range(10)) < 0.015
+
+
+def test_an_upstream_is_up_while_any_worker_gets_answers(metrics: Metrics) -> None:
+    """Silent until it is tried; and only a change is news, for the log."""
+    first, second = WorkerStats(), WorkerStats()
+    assert "meter_proxy_upstream_up{" not in metrics.render()
+    assert [first.upstream_answers("gpu", up) for up in (True, True, False, False, True)] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+    first.upstream_answers("gpu", False)
+    metrics.absorb("w0", first.snapshot())
+    assert 'meter_proxy_upstream_up{upstream="gpu"} 0\n' in metrics.render()
+    second.upstream_answers("gpu", True)
+    metrics.absorb("w1", second.snapshot())
+    assert 'meter_proxy_upstream_up{upstream="gpu"} 1\n' in metrics.render()
