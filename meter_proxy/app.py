@@ -38,6 +38,7 @@ async def serve_worker(
         access_log=None,
         handle_signals=False,
         keepalive_timeout=KEEPALIVE_S,
+        auto_decompress=False,  # coded bodies are refused; aiohttp would decode them first, and log what fails
         shutdown_timeout=STOP_WITHIN_S,
     )
     await runner.setup()

@@ -124,7 +124,7 @@ def install(app: web.Application, installed: MeterProxy) -> None:
     app[METER_PROXY] = installed
     for prefix in installed.config.path_prefixes:
         for route in METERED:
-            app.router.add_post(prefix + route.path, partial(_post, route), expect_handler=_expect)
+            app.router.add_post(prefix + route.path, partial(_post, route), expect_handler=partial(_expect, route))
             app.router.add_options(prefix + route.path, _preflight)
         for path in (prefix + MODELS, prefix + MODELS + "/{model:.+}"):
             app.router.add_get(path, _models)
@@ -137,8 +137,8 @@ async def _post(route: Route, request: web.Request) -> web.StreamResponse:
     return await request.app[METER_PROXY].gateway.post(request, route)
 
 
-async def _expect(request: web.Request) -> web.StreamResponse | None:
-    return await request.app[METER_PROXY].gateway.expect(request)
+async def _expect(route: Route, request: web.Request) -> web.StreamResponse | None:
+    return await request.app[METER_PROXY].gateway.expect(request, route)
 
 
 async def _models(request: web.Request) -> web.StreamResponse:

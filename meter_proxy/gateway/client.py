@@ -8,9 +8,14 @@ has hung up or has stopped reading.
 """
 
 import asyncio
+import socket
+import struct
+from collections.abc import Mapping
 from typing import Protocol, cast
 
 from aiohttp import web
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
 
 
 class ClientGone(Exception):
@@ -30,7 +35,7 @@ class ClientListener(Protocol):
 class ClientConnection(asyncio.Protocol):
     """One client's transport, for the time of one exchange."""
 
-    __slots__ = ("_chunked", "_inner", "_listener", "transport")
+    __slots__ = ("_chunked", "_ends_with_connection", "_inner", "_listener", "transport")
 
     def __init__(self, request: web.BaseRequest, listener: ClientListener) -> None:
         transport = request.transport
@@ -39,6 +44,7 @@ class ClientConnection(asyncio.Protocol):
         self._inner = cast(asyncio.Protocol, transport.get_protocol())
         self._listener = listener
         self._chunked = False
+        self._ends_with_connection = False
         self.transport: asyncio.Transport = transport
         transport.set_protocol(self)
 
@@ -47,9 +53,10 @@ class ClientConnection(asyncio.Protocol):
         if self.transport.get_protocol() is self:
             self.transport.set_protocol(self._inner)
 
-    def begin_body(self, *, chunked: bool) -> None:
-        """The head of the reply is written; `chunked` tells how the body is framed."""
-        self._chunked = chunked
+    def begin_body(self, headers: Mapping[str, str]) -> None:
+        """The head of the reply is written; its `headers` tell how the body is framed."""
+        self._chunked = "chunked" in headers.get("Transfer-Encoding", "")
+        self._ends_with_connection = not self._chunked and "Content-Length" not in headers
 
     def write(self, payload: bytes, framed: bytes | None) -> None:
         """Send a piece of the body (not empty). `framed`: the same as whole HTTP chunks, if it came so."""
@@ -60,12 +67,20 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.transport.write(b"%x\r\n%b\r\n" % (len(payload), payload))
 
-    def break_off(self) -> None:
-        """End the reply so that the client cannot take it for whole: no last chunk, no missing byte made up."""
-        if self._chunked:
-            self.transport.close()  # what is written still leaves; the last chunk never comes
-        else:
+    def break_off(self, *, linger_s: float) -> None:
+        """End the reply so that the client cannot take it for whole: no last chunk, no missing byte made up.
+
+        What is written still leaves, if the client takes it within `linger_s`. Where only the end of the
+        connection ends the reply (HTTP/1.0), a FIN would say that it is whole: such a client gets a reset.
+        """
+        if self._ends_with_connection:
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.transport.abort()
+            return
+        if self.unsent_bytes():
+            asyncio.get_running_loop().call_later(linger_s, self.transport.abort)
+        self.transport.close()
 
     def unsent_bytes(self) -> int:
         return 0 if self.transport.is_closing() else self.transport.get_write_buffer_size()

@@ -9,11 +9,12 @@ that died before any byte of an answer, and the one retry without a field of our
 """
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
 from meter_proxy.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
@@ -21,7 +22,7 @@ from meter_proxy.gateway.client import ClientConnection, ClientGone
 from meter_proxy.gateway.headers import reply_headers, request_head
 from meter_proxy.gateway.http1 import Framing, ResponseHead
 from meter_proxy.gateway.inbound import Call
-from meter_proxy.gateway.redaction import RedactedError
+from meter_proxy.gateway.redaction import RedactedError, WithheldError, masked
 from meter_proxy.gateway.relay import Relay
 from meter_proxy.gateway.replies import cors_headers, upstream_error
 from meter_proxy.gateway.settlement import make_record
@@ -34,6 +35,8 @@ from meter_proxy.usage import Operation, Outcome, UsageRecord
 
 if TYPE_CHECKING:
     from meter_proxy.gateway.gateway import Gateway
+
+_log = logging.getLogger("meter_proxy.gateway")
 
 SKIP_REFUSAL_S = 1.0  # a refused injection: for this long its body may pass, to keep the connection
 
@@ -103,8 +106,7 @@ class Exchange:
     def cut_off(self) -> None:
         """Shutdown, after the drain time: end now, bill what was generated."""
         self.relay.cut_off()
-        if self._client is not None:
-            self._client.break_off()
+        self._break_off()
 
     # Forward.
 
@@ -115,11 +117,15 @@ class Exchange:
             if name != self._pool.name:
                 self._turn_to(name)
             try:
-                return await self._ask_with_injection()
+                head = await self._ask_with_injection()
             except UpstreamError as exc:
+                self._gateway.upstream_answered(self._pool, exc)
                 if self.reached_upstream:
                     raise
                 error = exc
+            else:
+                self._gateway.upstream_answered(self._pool, None)
+                return head
         raise error
 
     def _turn_to(self, upstream: str) -> None:
@@ -205,7 +211,8 @@ class Exchange:
 
     def _make_meter(self, head: ResponseHead) -> Meter:
         if head.status >= 400 and self._pool.api_key:
-            return RedactedError(self._pool.api_key)
+            coded = head.get("content-encoding").strip().lower() not in ("", "identity")
+            return WithheldError() if coded else RedactedError(self._pool.api_key)
         return meter_for(
             self.call.operation,
             status=head.status,
@@ -220,15 +227,22 @@ class Exchange:
         """Send the head of the reply, and open the way past aiohttp for its body."""
         client = self._client
         assert client is not None
-        headers = CIMultiDict(reply_headers(head, self.id, secret=self._pool.api_key))
+        secret = self._pool.api_key
+        headers = CIMultiDict(reply_headers(head, self.id, secret=secret))
         headers.extend(cors_headers(self._request))
-        if head.framing in (Framing.LENGTH, Framing.NONE) and (head.status >= 300 or self._hidden == NOTHING_HIDDEN):
+        if isinstance(self.relay.meter, WithheldError):
+            del headers["Content-Encoding"]
+            headers["Content-Type"] = "application/json"
+        elif head.framing in (Framing.LENGTH, Framing.NONE) and (head.status >= 300 or self._hidden == NOTHING_HIDDEN):
             headers["Content-Length"] = str(head.length)
-        self._reply = reply = web.StreamResponse(status=head.status, reason=head.reason, headers=headers)
+        reason = masked(head.reason, secret)
+        self._reply = reply = web.StreamResponse(status=head.status, reason=reason, headers=headers)
+        if self._request.version < HttpVersion11 and "Content-Length" not in headers:
+            reply.force_close()  # aiohttp would keep alive what only its end can end
         self.status = head.status
         self.slot.answered(head.status)
         await reply.prepare(self._request)
-        client.begin_body(chunked="chunked" in reply.headers.get("Transfer-Encoding", ""))
+        client.begin_body(reply.headers)
         self.relay.begin(client, idle_s=self._pool.config.timeouts.idle_s)
         if self.relay.first_byte_at is not None:
             self._gateway.stats.observe_overhead("first_byte", time.perf_counter() - self.relay.first_byte_at)
@@ -239,13 +253,18 @@ class Exchange:
     def _upstream_failed(self, exc: UpstreamError) -> web.StreamResponse:
         """The client sees the break: an error before the reply's head, a reply without its end after it."""
         self._outcome = Outcome.UPSTREAM_TIMEOUT if isinstance(exc, UpstreamTimeout) else Outcome.UPSTREAM_FAILED
-        if self._reply is not None and self._client is not None:
+        if self._reply is not None:
+            _log.warning("%s: %s", self.id, exc)
             self.relay.flush()
-            self._client.break_off()
+            self._break_off()
             return self._reply
         reply = upstream_error(self._request, exc, self.id)
         self.status = reply.status
         return reply
+
+    def _break_off(self) -> None:
+        if self._client is not None:
+            self._client.break_off(linger_s=self._gateway.config.limits.client_stall_s)
 
     async def _drain(self) -> None:
         """The client is gone: tell the upstream, and count what it had already sent."""
@@ -270,9 +289,9 @@ class Exchange:
             return self._outcome
         if relay.client_lost and relay.finished_at_loss:
             return Outcome.COMPLETED
-        if self.status is not None and self.status >= 400:
-            return Outcome.UPSTREAM_FAILED if self.status >= 500 else Outcome.CLIENT_ERROR
-        if relay.cut:
+        if self.status is not None and self.status >= 300:  # a redirect is no answer, and is not followed
+            return Outcome.CLIENT_ERROR if 400 <= self.status < 500 else Outcome.UPSTREAM_FAILED
+        if relay.lost_by_cut:
             return Outcome.DRAINED
         if relay.client_lost:
             return Outcome.CLIENT_DISCONNECTED

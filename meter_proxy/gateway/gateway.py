@@ -5,11 +5,12 @@ of the configuration, the pools, the ledger, the counters.
 """
 
 import asyncio
+import logging
 import secrets
 import time
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import ClientError, UpstreamError
@@ -26,6 +27,8 @@ from meter_proxy.gateway.upstream import UpstreamPool
 from meter_proxy.ledger import Ledger
 from meter_proxy.telemetry.metrics import WorkerStats
 from meter_proxy.usage import UsageRecord
+
+_log = logging.getLogger("meter_proxy.gateway")
 
 UPSTREAM_MODELS_TIMEOUT_S = 5.0
 CUT_WITHIN_S = 2.0  # after a cut every exchange only drains what is in flight (<= 250 ms) and settles
@@ -90,6 +93,14 @@ class Gateway:
         self.stats.inflight_add(call.asked.model, 1)
         return exchange
 
+    def upstream_answered(self, pool: UpstreamPool, error: UpstreamError | None) -> None:
+        """An upstream answered, or did not: a change is worth a line in the log, every failure is in the metrics."""
+        if self.stats.upstream_answers(pool.name, error is None):
+            if error is None:
+                _log.warning("upstream %s answers again", pool.name)
+            else:
+                _log.warning("%s (%s)", error, pool.config.base_url)
+
     def settled(self, exchange: Exchange, record: UsageRecord) -> None:
         """The one call at the end of every exchange: the record is written, the counters are moved."""
         self.in_flight.discard(exchange)
@@ -102,14 +113,16 @@ class Gateway:
         if not self.in_flight:
             self._all_settled.set()
 
-    async def expect(self, request: web.Request) -> web.StreamResponse | None:
+    async def expect(self, request: web.Request, route: Route) -> web.StreamResponse | None:
         """`Expect: 100-continue`: say "go on" only to somebody whose body will be read."""
+        key_id = UNKNOWN_KEY
         try:
-            self._inbound.identify(request, time.time())
+            key_id = self._inbound.identify(request, time.time()).key_id
             self._inbound.check_head(request)
         except ClientError as exc:
+            self.stats.refused(key_id, "", route.operation, exc.status)
             return client_error(request, exc)
-        if request.transport is not None:
+        if request.transport is not None and request.version >= HttpVersion11:  # RFC 9110 §10.1.1
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None
 
@@ -146,7 +159,7 @@ class Gateway:
         try:
             status, body = await fetch(pool, pool.base_path + MODELS, timeout_s=UPSTREAM_MODELS_TIMEOUT_S)
             listed = msgspec.json.decode(body, type=_ModelList) if status == 200 else _ModelList()
-        except (UpstreamError, msgspec.DecodeError):
+        except (UpstreamError, msgspec.MsgspecError, ValueError, RecursionError):
             return []
         return [entry.id for entry in listed.data]
 

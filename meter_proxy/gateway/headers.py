@@ -8,6 +8,7 @@ backends (Ollama) refuse an Origin that they do not know.
 from collections.abc import Iterable
 
 from meter_proxy.gateway.http1 import ResponseHead
+from meter_proxy.gateway.redaction import masked
 
 HOP_BY_HOP = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
@@ -19,8 +20,12 @@ OUTLIVES_HANG_UP = frozenset({"x-conversation-id"})
 # The operator's account at the upstream is chosen by the operator.
 OPERATORS_CHOICE = frozenset({"openai-organization", "openai-project"})
 ENDS_HERE = frozenset(
-    {"host", "content-length", "accept-encoding", "expect", "origin", "referer", "x-meter-request-id"}
-)
+    {
+        "host", "content-length", "accept-encoding", "expect", "origin", "referer", "x-meter-request-id",
+        # Said by us: we have read the body as JSON in UTF-8, and nobody behind us shall read it as anything else.
+        "content-type", "content-encoding",
+    }
+)  # fmt: skip
 _REQUEST_DROP = HOP_BY_HOP | CREDENTIALS | OUTLIVES_HANG_UP | OPERATORS_CHOICE | ENDS_HERE
 
 _RESPONSE_DROP = HOP_BY_HOP | {
@@ -57,6 +62,7 @@ def request_head(
     if not named_by_client:
         lines.append(f"X-Request-Id: {request_id}")
     lines.append(f"X-Meter-Request-Id: {request_id}")
+    lines.append("Content-Type: application/json")
     lines.append("Accept-Encoding: identity")  # a coded stream could be metered, but nothing taken out of it
     if api_key:
         lines.append(f"Authorization: Bearer {api_key}")
@@ -68,11 +74,11 @@ def reply_headers(head: ResponseHead, request_id: str, *, secret: str | None) ->
     """The upstream's headers as the client gets them, and our request id beside it."""
     nominated = _nominated(head.headers)
     out = [
-        (name, value.replace(secret, "*" * len(secret)) if secret else value)
+        (name, masked(value, secret))
         for name, value in head.headers
         if not ((lower := name.lower()) in _RESPONSE_DROP or lower in nominated or lower.startswith("access-control-"))
     ]
-    out.append(("x-request-id", head.get("x-request-id") or request_id))
+    out.append(("x-request-id", masked(head.get("x-request-id"), secret) or request_id))
     out.append(("x-meter-request-id", request_id))
     if head.get("content-type").lower().startswith("text/event-stream") and not head.get("x-accel-buffering"):
         out.append(("x-accel-buffering", "no"))  # nginx in front of us would hold the stream back

@@ -5,6 +5,7 @@ Transfer-Encoding, two lengths, a folded line, a size that is not plain hex. `Ch
 of each read whether it may go on to the client as it came ("plain": whole chunks, no extensions).
 """
 
+import re
 from enum import Enum
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ MAX_SIZE_LINE_BYTES = 1_024  # a chunk's size with its extensions
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _DIGITS = frozenset(b"0123456789")
+_CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 §5.5; aiohttp refuses to send them on
 
 
 class BadResponse(Exception):
@@ -57,7 +59,7 @@ def parse_head(block: bytes) -> ResponseHead:
         if not colon or not raw_name or not _TOKEN.issuperset(raw_name):
             raise BadResponse("a header line without a valid name")
         raw_value = raw_value.strip(b" \t")
-        if b"\n" in raw_value or b"\r" in raw_value or b"\0" in raw_value:
+        if _CONTROLS.search(raw_value):
             raise BadResponse("a control character in a header value")
         name, value = raw_name.decode("ascii"), _text(raw_value)
         lower = name.lower()
@@ -96,7 +98,7 @@ def _status_line(line: bytes) -> tuple[int, str, int]:
     code, _, reason = rest.partition(b" ")
     if version not in (b"HTTP/1.1", b"HTTP/1.0") or len(code) != 3 or not _DIGITS.issuperset(code) or code < b"100":
         raise BadResponse("not an HTTP/1.1 status line")
-    if b"\0" in reason or b"\r" in reason or b"\n" in reason:
+    if _CONTROLS.search(reason):
         raise BadResponse("a control character in the reason phrase")
     return int(code), _text(reason), 1 if version == b"HTTP/1.1" else 0
 

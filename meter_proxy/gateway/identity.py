@@ -80,6 +80,6 @@ class Identities:
 def _has_member(body: bytes, member: str) -> bool:
     try:
         document = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and member in document

@@ -1,7 +1,14 @@
 """The operator's credential never reaches a client, not even inside an upstream's error message."""
 
+import msgspec
+
 from meter_proxy.metering.meter import Reading
 from meter_proxy.usage import NO_USAGE, Basis
+
+
+def masked(text: str, secret: str | None) -> str:
+    """`text` with the credential masked wherever it stands; with no credential, as it is."""
+    return text.replace(secret, "*" * len(secret)) if secret else text
 
 
 class RedactedError:
@@ -39,3 +46,27 @@ class RedactedError:
 
     def usage_so_far(self) -> Reading:
         return Reading(usage=NO_USAGE, basis=Basis.NONE, input_basis=None)
+
+
+class WithheldError(RedactedError):
+    """In place of an error that came compressed, though we ask for `identity`: a credential in it cannot be seen."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def feed(self, data: bytes) -> bytes:
+        return b""
+
+    def finish(self) -> bytes:
+        first, self.done = not self.done, True
+        return _WITHHELD if first else b""
+
+
+_WITHHELD = msgspec.json.encode({
+    "error": {
+        "message": "The upstream refused the request. Its explanation came compressed and is not shown.",
+        "type": "server_error",
+        "param": None,
+        "code": "upstream_error",
+    }
+})  # fmt: skip

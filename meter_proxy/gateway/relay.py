@@ -57,6 +57,7 @@ class Relay:
         self.client_lost = False
         self.finished_at_loss = False  # the client had seen the finish, or the whole body, when it left
         self.cut = False
+        self.lost_by_cut = False  # the client was there until the cut
         self.meter: Meter | None = None
         self.first_byte_at: float | None = None
         self.first_token_at: float | None = None
@@ -102,6 +103,7 @@ class Relay:
             pass
         if not self.ended and self._connection is not None:
             self._connection.close()
+            self.ended = True  # nothing more comes from it; nobody may wait for more
         self._stop_timer()
         self._early, self._early_bytes = [], 0
         if self.client_lost:
@@ -136,6 +138,7 @@ class Relay:
         early, self._early = self._early or [], None
         for payload, _ in early:
             self._count(payload)
+        self._resume_upstream()  # the client that it was paused for is gone
         self._drain_over = False
         deadline = self._loop.call_later(seconds, self._end_drain)
         try:
@@ -173,9 +176,13 @@ class Relay:
         self._client = None
 
     def cut_off(self) -> None:
-        """Shutdown: end the exchange now, as if the client had hung up."""
+        """Shutdown: end the exchange now, as if the client had hung up; if it has, drain no longer."""
         self.cut = True
-        self.on_client_lost()
+        if self.client_lost:
+            self._end_drain()
+        else:
+            self.lost_by_cut = True
+            self.on_client_lost()
 
     # News of the upstream.
 
@@ -234,7 +241,9 @@ class Relay:
             return
         meter = self.meter
         self.client_lost = True
-        self.finished_at_loss = meter is not None and self._early is None and (meter.finished or meter.done)
+        seen_all = self._early is None and not self._client_is_slow
+        self.finished_at_loss = seen_all and meter is not None and (meter.finished or meter.done)
+        self._client_is_slow = False
         self._client = None
         if self._stall_timer is not None:
             self._stall_timer.cancel()

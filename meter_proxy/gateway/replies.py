@@ -69,12 +69,16 @@ def client_error(request: web.BaseRequest, exc: ClientError) -> web.Response:
 
 
 def upstream_error(request: web.BaseRequest, exc: UpstreamError, request_id: str) -> web.Response:
-    timed_out = isinstance(exc, UpstreamTimeout)
+    if isinstance(exc, UpstreamTimeout):
+        status, code, message = 504, "upstream_timeout", "The upstream did not answer in time."
+    else:
+        status, code = 502, "upstream_unavailable"
+        message = "The upstream cannot be reached, or broke off before it answered."
     return error(
         request,
-        504 if timed_out else 502,
-        "upstream_timeout" if timed_out else "upstream_unavailable",
-        str(exc),
+        status,
+        code,
+        message,
         type="server_error",
         request_id=request_id,
     )

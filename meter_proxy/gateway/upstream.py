@@ -9,6 +9,7 @@ it goes back into the pool only after a whole answer, with nothing left to send 
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections import deque
 from typing import Protocol, cast
@@ -54,8 +55,8 @@ class UpstreamConnection(asyncio.Protocol):
         "_head",
         "_need",
         "_sink",
+        "_touched",
         "pool",
-        "reused",
         "transport",
     )
 
@@ -68,7 +69,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._need = 0
         self._buffer = b""
         self._half_closed = False
-        self.reused = False
+        self._touched = False  # a byte of an answer has come, be it a bad one
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
 
     def __repr__(self) -> str:
@@ -83,6 +84,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink = sink
         self._head = None
         self._buffer = b""
+        self._touched = False
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -108,6 +110,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.close()  # unsolicited bytes on an idle connection
 
     def _await_head(self, data: bytes) -> None:
+        self._touched = True
         if self._buffer:
             data = self._buffer + data
         end = data.find(b"\r\n\r\n")
@@ -175,8 +178,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink = self._head = None
         self._framing = Framing.NONE
         if surplus or not head.keep_alive or self._half_closed or self.transport.get_write_buffer_size():
-            self.transport.close()
+            self.transport.abort()  # close() would wait for a request that nobody reads any more
         else:
+            self.transport.resume_reading()  # a slow client may have paused it in this very read
             self.pool.give_back(self)
         sink.on_end()
 
@@ -186,7 +190,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport.abort()
 
     def _lose(self, error: UpstreamError) -> None:
-        sink, untouched = self._sink, self._head is None and not self._buffer
+        sink, untouched = self._sink, not self._touched
         self._sink = self._head = None
         self._framing = Framing.NONE
         if sink is not None:
@@ -252,7 +256,6 @@ class UpstreamPool:
         while self._idle:
             connection = self._idle.pop()
             if not connection.transport.is_closing():
-                connection.reused = True
                 return connection
         return None
 
@@ -267,8 +270,8 @@ class UpstreamPool:
                 )
         except TimeoutError as exc:
             raise UpstreamTimeout(f"upstream {self.name} did not accept a connection within {timeout_s:g} s") from exc
-        except OSError as exc:
-            raise UpstreamUnavailable(f"upstream {self.name} cannot be reached") from exc
+        except (OSError, UnicodeError) as exc:  # UnicodeError: a host that is no name for DNS
+            raise UpstreamUnavailable(f"upstream {self.name} cannot be reached: {_reason(exc)}") from exc
         return connection
 
     def give_back(self, connection: UpstreamConnection) -> None:
@@ -286,3 +289,9 @@ class UpstreamPool:
         self._closed = True
         while self._idle:
             self._idle.pop().close()
+
+
+def _reason(exc: OSError | UnicodeError) -> str:
+    """Why a connection could not be made, in the system's words if it has some."""
+    number = exc.errno if isinstance(exc, OSError) else None
+    return os.strerror(number) if number is not None and number > 0 else str(exc)

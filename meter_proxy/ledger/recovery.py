@@ -78,8 +78,8 @@ def _record(progress: Progress, now: float) -> UsageRecord | None:
 
 def _outcome(progress: Progress) -> Outcome:
     """An exchange that was over before the kill is what it was; only the others have crashed."""
-    if progress.status is not None and progress.status >= 400:
-        return Outcome.UPSTREAM_FAILED if progress.status >= 500 else Outcome.CLIENT_ERROR
+    if progress.status is not None and progress.status >= 300:
+        return Outcome.CLIENT_ERROR if 400 <= progress.status < 500 else Outcome.UPSTREAM_FAILED
     if progress.failed:
         return Outcome.UPSTREAM_FAILED
     return Outcome.COMPLETED if progress.finished or progress.done else Outcome.CRASHED

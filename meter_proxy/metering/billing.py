@@ -30,7 +30,8 @@ def bill(reading: Reading, outcome: Outcome, *, input_text_bytes: int, prompt_al
     """
     seen = reading.usage
     output_tokens = seen.output_tokens or 0
-    interrupted_before_first_token = not output_tokens and outcome is not Outcome.COMPLETED
+    answered = outcome is Outcome.COMPLETED or reading.basis is Basis.REPORTED
+    interrupted_before_first_token = not output_tokens and not answered
     if outcome is Outcome.CLIENT_ERROR or (interrupted_before_first_token and not prompt_always):
         return NOTHING
     if seen.input_tokens is not None and reading.input_basis is not None:

@@ -1,17 +1,27 @@
 """One store for all in-process proxies of a run: their state directories differ, so do their journals."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from tests.support.inprocess import InProcessProxy, in_process_proxy
 from tests.support.servers import StoreServer
 from tests.support.upstream import Script, ScriptedUpstream
 
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 StartProxy = Callable[..., Awaitable[tuple[InProcessProxy, ScriptedUpstream]]]
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:
+    """The loop that workers run on; a host application may well run on asyncio's own."""
+    if item.path.name == "test_plugin.py":
+        return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")

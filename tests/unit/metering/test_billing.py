@@ -50,6 +50,11 @@ def test_an_explicit_zero_of_a_whole_answer_is_a_zero() -> None:
     assert billed(ZERO, COMPLETED) == (9, Basis.REPORTED, 0, Basis.REPORTED)
 
 
+def test_a_reported_zero_is_billed_though_the_client_had_left() -> None:
+    """Embeddings have no output: what the upstream still answers is the bill all the same."""
+    assert billed(ZERO, HANG_UP) == (9, Basis.REPORTED, 0, Basis.REPORTED)
+
+
 def test_a_whole_answer_without_usage_bills_an_estimated_input() -> None:
     """Never silently 0."""
     assert billed(NOTHING_SEEN, COMPLETED) == (3, Basis.ESTIMATED, 0, Basis.NONE)
