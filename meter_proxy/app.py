@@ -4,13 +4,15 @@ The worker is an ordinary aiohttp application with our own plugin on it, and the
 """
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from meter_proxy.config.schema import Config
+from meter_proxy.gateway.deadline import HeadDeadline
 from meter_proxy.gateway.replies import error
 from meter_proxy.plugin import METER_PROXY, MeterProxy, install
 
@@ -43,11 +45,26 @@ async def serve_worker(
     )
     await runner.setup()
     try:
-        await web.SockSite(runner, sock, backlog=BACKLOG).start()
-        ready()
-        await stop.wait()
+        async with _listening(runner, sock, header_timeout_s=config.limits.header_timeout_s):
+            ready()
+            await stop.wait()
     finally:
         await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def _listening(runner: web.AppRunner, sock: socket.socket, *, header_timeout_s: float) -> AsyncIterator[None]:
+    """Accept connections on `sock` within this block; those that are open at its end stay so."""
+
+    def protocol() -> asyncio.Protocol:
+        assert runner.server is not None
+        return HeadDeadline(runner.server(), header_timeout_s)
+
+    server = await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=BACKLOG)
+    try:
+        yield
+    finally:
+        server.close()
 
 
 def build_app(installed: MeterProxy) -> web.Application:

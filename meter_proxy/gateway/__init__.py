@@ -9,7 +9,7 @@
     settlement.py   an exchange's admission and record; what is billed: metering/billing.py
     identity.py     can this upstream count while it streams?   (fetch.py asks it)
     refusals.py     upstreams that refuse our request for usage
-    headers.py, redaction.py, replies.py, routes.py
+    headers.py, redaction.py, replies.py, routes.py, deadline.py
 
 Decisions are made in synchronous code; only waiting is asynchronous.
 """
