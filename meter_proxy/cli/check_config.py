@@ -22,13 +22,16 @@ class Format(StrEnum):
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="The configuration to check.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", readable=False, help="The configuration to check.")],
     format: Annotated[Format, typer.Option(help="How to print the result.")] = Format.TEXT,
     allow_anonymous: Annotated[
         bool, typer.Option("--allow-anonymous", help="As for serve: a public listener without keys is meant.")
     ] = False,
 ) -> None:
-    """Print every fault as `file:line:col: path: message`; exit 0 when there is none, else 2."""
+    """Print every fault of a configuration.
+
+    Each is a line `file:line:col: path: message`. Exit 0 when there is none, else 2.
+    """
     config, faults = examine(file, os.environ, allow_anonymous=allow_anonymous)
     if format is Format.JSON:
         print(

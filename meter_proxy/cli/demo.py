@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,10 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 
-from meter_proxy.cli.tables import Cell, print_table, usd
+from meter_proxy.cli.tables import Cell, decimals_for, print_table, usd
 from meter_proxy.config.secrets import digest
 from meter_proxy.errors import CannotStart, MeterProxyError
-from meter_proxy.mock_backend import MockBackend
+from meter_proxy.mock_backend import MockBackend, Truth
 from meter_proxy.tasks import spawn
 
 RATE_TOKENS_PER_S = 100.0  # about what one reads off a fast model
@@ -90,6 +90,7 @@ class Stage:
     directory: Path
     upstream_url: str
     api_keys: Mapping[str, str]  # key id -> secret
+    truths: Sequence[Truth]  # what the backend says of each request that has ended
 
     @property
     def config_path(self) -> Path:
@@ -123,7 +124,7 @@ class Proxy:
 def command(
     once: Annotated[bool, typer.Option("--once", help="Exit after the bill instead of serving on.")] = False,
 ) -> None:
-    """Show it all on this machine: a fake backend, the proxy, six requests, and the bill."""
+    """Show it: a fake backend, the proxy, six requests, the bill."""
     asyncio.run(_demo(once=once))
 
 
@@ -139,12 +140,15 @@ async def _demo(*, once: bool) -> None:
     for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
         asyncio.get_running_loop().add_signal_handler(which, end)
     with suppress(asyncio.CancelledError):
-        async with MockBackend(dialect="vllm", rate=RATE_TOKENS_PER_S) as backend:
+        truths: list[Truth] = []
+        async with MockBackend(dialect="vllm", rate=RATE_TOKENS_PER_S, witness=truths.append) as backend:
             api_keys = {key: f"sk-mp-{key}-{secrets.token_urlsafe(18)}" for key in KEYS}
-            stage = Stage(Path(tempfile.mkdtemp(prefix="meter-proxy-demo-")), backend.url, api_keys)
+            stage = Stage(Path(tempfile.mkdtemp(prefix="meter-proxy-demo-")), backend.url, api_keys, truths)
             async with _serving(stage) as proxy:
                 await _play(stage, proxy)
+                _print_ways_on(stage)
                 if not once:
+                    _print_ways_in(stage, proxy)
                     print("\nServing until Ctrl-C.", flush=True)
                     await asyncio.Event().wait()
 
@@ -207,7 +211,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 async def _play(stage: Stage, proxy: Proxy) -> None:
-    """Send the six requests, wait for their records, print the bill and where to look next."""
+    """Send the six requests, wait for their records, print the bill."""
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_WITHIN_S)) as session:
             for number, scene in enumerate(SCENES, 1):
@@ -216,7 +220,6 @@ async def _play(stage: Stage, proxy: Proxy) -> None:
     except (aiohttp.ClientError, TimeoutError) as exc:
         raise MeterProxyError(f"the demo's proxy failed: {exc or 'it took too long'}; see {stage.log_path}") from exc
     _print_bill(records)
-    _print_ways_on(stage, proxy)
 
 
 async def _perform(session: aiohttp.ClientSession, stage: Stage, proxy: Proxy, number: int, scene: Scene) -> str:
@@ -245,8 +248,21 @@ async def _perform(session: aiohttp.ClientSession, stage: Stage, proxy: Proxy, n
             events += line.startswith(b"data:")
             if events == scene.hang_up_after:
                 response.close()  # the connection, as a browser tab does
-                return f"{who}: the client hung up after {events} events"
-        return f"{who}: a stream of {events} events"
+                break
+        else:
+            return f"{who}: a stream of {events} events"
+    generated_tokens = (await _truth(stage, response.headers["X-Meter-Request-Id"])).generated_tokens
+    return f"{who}: the client hung up after {events} events; the backend had generated {generated_tokens} tokens"
+
+
+async def _truth(stage: Stage, request_id: str) -> Truth:
+    """What the backend says of the request that the proxy calls `request_id`, once it has noticed its end."""
+    async with asyncio.timeout(BILL_WITHIN_S):
+        while True:
+            for truth in stage.truths:
+                if truth.client_request_id == request_id:
+                    return truth
+            await asyncio.sleep(0.01)
 
 
 async def _records(session: aiohttp.ClientSession, proxy: Proxy) -> list[dict[str, Any]]:
@@ -268,29 +284,39 @@ def _request_id(number: int) -> str:
 
 def _print_bill(records: list[dict[str, Any]]) -> None:
     """A row per request in the order of the scenes, the refused one included, and a total."""
+    costs = [record["cost_nano_usd"] for record in records]
+    decimals = decimals_for(costs)
+
+    def cost(nano_usd: int) -> str:
+        return f"${usd(nano_usd, decimals)}"
+
     rows: list[list[Cell]] = []
     remaining = iter(records)
     for scene in SCENES:
         if scene.key is None:  # a refusal makes no record; it stands in meter_proxy_requests_total
-            rows.append(["unknown", scene.model, 0, 0, _cost(0), "none", "denied"])
+            rows.append(["unknown", scene.model, 0, 0, cost(0), "none", "denied"])
             continue
         record = next(remaining)
-        counts = [record["input_tokens"], record["output_tokens"], _cost(record["cost_nano_usd"])]
+        counts = [record["input_tokens"], record["output_tokens"], cost(record["cost_nano_usd"])]
         rows.append([record["key"], record["model"], *counts, record["basis"], record["outcome"]])
     input_tokens = sum(record["input_tokens"] for record in records)
     output_tokens = sum(record["output_tokens"] for record in records)
-    total_cost = _cost(sum(record["cost_nano_usd"] for record in records))
-    rows.append(["total", "", input_tokens, output_tokens, total_cost, "", ""])
+    rows.append(["total", "", input_tokens, output_tokens, cost(sum(costs)), "", ""])
     print()
     print_table(COLUMNS, NUMBERS, rows)
 
 
-def _cost(nano_usd: int) -> str:
-    return f"${usd(nano_usd)}"
+def _print_ways_on(stage: Stage) -> None:
+    """Where to look next, also when the demo has ended; each line can be copied as it is."""
+    usage = [*_our_command(), "usage", str(stage.config_path)]
+    print(f"\ntotals         {shlex.join(usage)}")
+    print(f"configuration  {stage.config_path}")
+    remove = ["rm", "-r", str(stage.directory)]
+    print(f"clean-up       {shlex.join(remove)}  # until then the directory stays", flush=True)
 
 
-def _print_ways_on(stage: Stage, proxy: Proxy) -> None:
-    """Where to look next; each line can be copied as it is."""
+def _print_ways_in(stage: Stage, proxy: Proxy) -> None:
+    """What else there is to look at while the proxy serves; each line can be copied as it is."""
     body = '{"model": "gpt-4o", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'
     curl = [
         *("curl", "-N", f"{proxy.public_url}/v1/{CHAT}"),
@@ -298,11 +324,8 @@ def _print_ways_on(stage: Stage, proxy: Proxy) -> None:
         *("-H", "Content-Type: application/json"),
         *("-d", body),
     ]
-    usage = [*_our_command(), "usage", str(stage.config_path)]
-    print(f"\nmetrics        {proxy.admin_url}/metrics")
+    print(f"metrics        {proxy.admin_url}/metrics")
     print(f"records        {proxy.admin_url}/api/records")
-    print(f"totals         {shlex.join(usage)}")
-    print(f"configuration  {stage.config_path}")
     print(f"try            {shlex.join(curl)}", flush=True)
 
 

@@ -17,8 +17,8 @@ app = typer.Typer(help="Make keys for callers.", no_args_is_help=True)
 
 @app.command("create")
 def create(
-    id: Annotated[str, typer.Option("--id", help="The key's public name, in bills and metrics.")],
-    prefix: Annotated[str, typer.Option(help="What the secret begins with.")] = "sk-mp-",
+    id: Annotated[str, typer.Option("--id", metavar="ID", help="The key's public name, in bills and metrics.")],
+    prefix: Annotated[str, typer.Option(metavar="TEXT", help="What the secret begins with.")] = "sk-mp-",
 ) -> None:
     """Print a new secret, once, and the entry for `keys:` in the YAML. The secret is kept nowhere."""
     try:

@@ -1,9 +1,12 @@
 """The command `meter-proxy`: every subcommand by its name, and errors as one line with their exit code."""
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
 from meter_proxy import __version__
 from meter_proxy.cli import check_config, config, demo, keys, mock_backend, records, serve, usage
@@ -12,8 +15,8 @@ from meter_proxy.errors import CannotStart, ConfigError, MeterProxyError
 app = typer.Typer(
     name="meter-proxy",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,  # no boxes, no colours: help that fits 80 columns
 )
 
 
@@ -43,17 +46,56 @@ app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:
-    """Run the command line; every expected error is one clear line on stderr and its exit code."""
+    """Run the command line; every expected error is one clear line on stderr and its exit code.
+
+    A reader that closes the pipe early, as `head` does, is a good end.
+    """
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - None if closed (`>&-`)
     try:
-        app()
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()  # here, where it can still be told that the disk is full
+    except BrokenPipeError:
+        code = 0
+        _drop_output()
+    except OSError as exc:
+        where = f"{exc.filename}: " if exc.filename else ""
+        code = _failed(f"{where}{exc.strerror or exc}", 1)
+        _drop_output()
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one command to its end and return the exit code. What goes wrong with its files is raised."""
+    command = get_command(app)
+    try:
+        # Not app(): it prints usage errors in four lines, and a closed pipe is an error to it.
+        with command.make_context("meter-proxy", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as exc:
+        return exc.exit_code
+    except typer.TyperException as exc:
+        message = exc.format_message()
+        if message.startswith("Usage:"):  # a group without a command: this is its help
+            print(message, file=sys.stderr)
+            return 2
+        return _failed(" ".join(message.replace("Value error, ", "").split()), 2)
     except ConfigError as exc:
         print(exc, file=sys.stderr)
-        sys.exit(2)
+        return 2
     except CannotStart as exc:
-        print(f"meter-proxy: {exc}", file=sys.stderr)
-        sys.exit(3)
+        return _failed(str(exc), 3)
     except MeterProxyError as exc:
-        print(f"meter-proxy: {exc}", file=sys.stderr)
-        sys.exit(1)
+        return _failed(str(exc), 1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+    return 0
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"meter-proxy: {message}", file=sys.stderr)
+    return code
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere: the interpreter would try again at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,17 +16,21 @@ def command(
         float, typer.Option(metavar="TOKENS_PER_S", min=0, help="Per stream; 0 is as fast as possible.")
     ] = 50.0,
     truth: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append what was really generated, one JSON line per request.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", readable=False, help="Append what was really generated, one JSON line per request."
+        ),
     ] = None,
     dialect: Annotated[
         str, typer.Option(metavar="NAME", help=f"The server to play: {', '.join(DIALECTS)}.")
     ] = "openai",
     tokens_per_event: Annotated[
-        int, typer.Option(min=1, help="The most tokens that one event holds; 1 makes counting events exact.")
+        int,
+        typer.Option(metavar="N", min=1, help="The most tokens that one event holds; 1 makes counting events exact."),
     ] = 3,
-    seed: Annotated[int, typer.Option(help="Another seed, other words and other events.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another seed, other words and other events.")] = 0,
 ) -> None:
-    """Run a fake OpenAI-compatible backend, for trying things out without a GPU.
+    """Run a fake OpenAI-compatible backend. It needs no GPU.
 
     A request can ask for trouble by headers: x-mock-tokens: N; x-mock-first-byte-ms: N; x-mock-status: CODE;
     x-mock-fault: error@K, reset@K, close@K or stall@K, after K events with text.

@@ -10,7 +10,16 @@ from typing import Annotated, Protocol
 import msgspec
 import typer
 
-from meter_proxy.cli.tables import Cell, CsvTable, PlainTable, print_table, state_directory, usd
+from meter_proxy.cli.tables import (
+    Cell,
+    ConfigArgument,
+    CsvTable,
+    PlainTable,
+    StateDirOption,
+    print_table,
+    state_directory,
+    usd,
+)
 from meter_proxy.errors import ConfigError
 from meter_proxy.ledger.journal import JournalRecord
 from meter_proxy.ledger.reading import RecordTail, iter_records, newest_records
@@ -22,6 +31,7 @@ COLUMNS = (
     "time", "key", "model", "operation", "input", "output", "cost USD", "basis", "outcome", "status", "ms", "id",
 )  # fmt: skip
 NUMBERS = frozenset({"input", "output", "cost USD", "status", "ms"})
+OPTIONAL = ("id", "operation", "ms", "status")  # the most dispensable first
 
 
 class Format(StrEnum):
@@ -39,17 +49,23 @@ class Printer(Protocol):
 
 
 def command(
-    config: Annotated[Path | None, typer.Argument(help="The configuration of serve; else ./state is read.")] = None,
+    config: ConfigArgument = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the newest so many; else all.")] = None,
-    key: Annotated[str | None, typer.Option(help="Only those of this key's id.")] = None,
-    since: Annotated[str, typer.Option(help="Only what was admitted since: 7d, 24h, 30m, or a date (UTC).")] = "",
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the newest so many; else all.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this key's id.")] = None,
+    since: Annotated[
+        str, typer.Option(metavar="WHEN", help="Only what was admitted since: 7d, 24h, 30m, or a date (UTC).")
+    ] = "",
     format: Annotated[Format, typer.Option(help="How to print. Costs are nano-dollars except in the table.")] = (
         Format.TABLE
     ),
-    state_dir: Annotated[Path | None, typer.Option(help="Where serve keeps its records.")] = None,
+    state_dir: StateDirOption = None,
 ) -> None:
-    """Print usage records; also while serve runs."""
+    """Print usage records, newest last. Also while serve runs.
+
+    A table that is wider than the terminal comes without a frame, and without the columns id, operation, ms and
+    status as needed; jsonl and csv, and a table in a pipe, always have them.
+    """
     try:
         since_at = parse_since(since, time.time()) if since else 0.0
     except ValueError as exc:
@@ -96,10 +112,10 @@ def _printer(format: Format, *, follow: bool) -> Printer:
             csv = CsvTable(FIELDS)
             return lambda records: csv.add(msgspec.structs.astuple(record) for record in records)
         case Format.TABLE if follow:
-            plain = PlainTable(COLUMNS, NUMBERS)  # a frame could not grow
+            plain = PlainTable(COLUMNS, NUMBERS, OPTIONAL)  # a frame could not grow
             return lambda records: plain.add(_cells(record) for record in records)
         case _:
-            return lambda records: print_table(COLUMNS, NUMBERS, (_cells(record) for record in records))
+            return lambda records: print_table(COLUMNS, NUMBERS, (_cells(record) for record in records), OPTIONAL)
 
 
 def _print_jsonl(records: Iterable[JournalRecord]) -> None:

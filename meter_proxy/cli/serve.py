@@ -32,7 +32,7 @@ class LogFormat(StrEnum):
 
 
 def command(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The YAML file.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", readable=False, help="The YAML file.")] = None,
     upstream: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Instead of CONFIG: one backend without a key; every caller is `anonymous`."),
@@ -41,7 +41,9 @@ def command(
     admin: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="For metrics, health and usage.")] = None,
     redis: Annotated[str | None, typer.Option(metavar="URL", help="The store; `embedded` is a private one.")] = None,
     workers: Annotated[int | None, typer.Option(metavar="N", help="Processes that serve clients.")] = None,
-    state_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the books are kept.")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", readable=False, help="Where the books are kept.")
+    ] = None,
     allow_anonymous: Annotated[
         bool, typer.Option("--allow-anonymous", help="Without keys, let callers of other machines in, too.")
     ] = False,
@@ -50,7 +52,7 @@ def command(
         LogFormat.AUTO
     ),
 ) -> None:
-    """Run the proxy until SIGTERM or Ctrl-C, which let open streams end first."""
+    """Run the proxy. SIGTERM and Ctrl-C let open streams end first."""
     options = Overrides(listen=listen, admin=admin, redis=redis, workers=workers, state_dir=state_dir)
     settings = _settings(config, upstream, options, allow_anonymous=allow_anonymous)
     logs.set_up(level=log_level, format=log_format)

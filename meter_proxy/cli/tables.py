@@ -6,35 +6,66 @@ be a formula. Tables show costs in USD; the formats for programs keep integers.
 
 import csv
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
 
 from meter_proxy.config.load import state_dir_of
 from meter_proxy.errors import ConfigError
 
 NANO_PER_USD = 1_000_000_000
+MIN_DECIMALS, MAX_DECIMALS = 4, 9
 DEFAULT_STATE_DIR = Path("state")  # the configuration's own default, where no CONFIG is named
-TABLE_WIDTH = 10_000  # a table is as wide as it is: ids are never cut, the terminal may wrap
+TABLE_WIDTH = 10_000  # a table is as wide as it is, wide characters included: ids are never cut
+CHUNK_ROWS = 1000  # laid out at once; who reads the first line need not wait for the last
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 Cell = str | int | float | bool | None
+ConfigArgument: TypeAlias = Annotated[
+    Path | None,
+    typer.Argument(metavar="CONFIG", readable=False, help="The configuration of serve; else ./state is read."),
+]
+StateDirOption: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="DIR", readable=False, help="Where serve keeps its records.")
+]
 
 
 def state_directory(config: Path | None, state_dir: Path | None) -> Path:
-    """Return the state directory that the command line names. Raises `ConfigError` where there is none."""
-    if state_dir is None:
-        state_dir = state_dir_of(config, os.environ) if config is not None else DEFAULT_STATE_DIR
-    if not state_dir.is_dir():
+    """Return the state directory that the command line names. Raises `ConfigError` where none can be read."""
+    if state_dir is not None:
+        missing = f"no state directory at {state_dir.absolute()}"
+    elif config is not None:
+        state_dir = state_dir_of(config, os.environ)
+        missing = f"serve has not run with {config} yet (no {state_dir})"
+    else:
+        state_dir = DEFAULT_STATE_DIR
         hint = "name the configuration that `serve` runs with, or use --state-dir"
-        raise ConfigError([f"meter-proxy: no state directory at {state_dir.absolute()}: {hint}"])
+        missing = f"no state directory at {state_dir.absolute()}: {hint}"
+    try:
+        for directory in chain([state_dir], state_dir.glob("w*/")):  # glob() itself passes over what it may not read
+            os.scandir(directory).close()
+    except FileNotFoundError:
+        raise ConfigError([f"meter-proxy: {missing}"]) from None
+    except OSError as exc:
+        message = f"meter-proxy: cannot read the state directory {exc.filename}: {exc.strerror}"
+        raise ConfigError([message]) from exc
     return state_dir
 
 
-def usd(nano_usd: int) -> str:
-    """Write an amount exactly, with at least four decimals."""
-    decimals = f"{nano_usd % NANO_PER_USD:09d}"
-    return f"{nano_usd // NANO_PER_USD}.{decimals[:4]}{decimals[4:].rstrip('0')}"
+def usd(nano_usd: int, decimals: int = MAX_DECIMALS) -> str:
+    """Write an amount with so many decimals, which must be enough for it: see `decimals_for`."""
+    dollars, nano = divmod(nano_usd, NANO_PER_USD)
+    return f"{dollars}.{f'{nano:0{MAX_DECIMALS}d}'[:decimals]}"
+
+
+def decimals_for(nano_usd: Iterable[int]) -> int:
+    """Return how many decimals show all these amounts exactly; at least four."""
+    return max([MIN_DECIMALS, *(len(usd(amount).rstrip("0").partition(".")[2]) for amount in nano_usd)])
 
 
 class CsvTable:
@@ -52,31 +83,57 @@ class CsvTable:
 class PlainTable:
     """Aligned columns without frames: for pipes and files, and for lines that come one by one."""
 
-    def __init__(self, columns: Sequence[str], numbers: frozenset[str]) -> None:
-        """`numbers` are the columns to align at their right."""
+    def __init__(self, columns: Sequence[str], numbers: frozenset[str], optional: Sequence[str] = ()) -> None:
+        """`numbers` are the columns to align at their right; for `optional`, see `print_table`."""
         self._columns = columns
         self._numbers = numbers
-        self._widths = [0] * len(columns)
+        self._optional = optional
+        self._widths: dict[str, int] = {}  # of the columns that are shown; empty before the first `add`
 
     def add(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Print `rows`, the heading before the first. A wider cell in a later call widens its column."""
-        texts = [[_text(cell) for cell in row] for row in rows]
-        if not any(self._widths):
-            texts.insert(0, list(self._columns))
-        for row in texts:
-            self._widths = [max(width, len(text)) for width, text in zip(self._widths, row, strict=True)]
-        for row in texts:
-            cells = [
-                text.rjust(width) if name in self._numbers else text.ljust(width)
-                for name, text, width in zip(self._columns, row, self._widths, strict=True)
-            ]
-            print("  ".join(cells).rstrip())
+        """Print `rows` as they come, the heading before the first. A wider cell widens its column from there on."""
+        texts = ([_text(cell) for cell in row] for row in rows)
+        heading: list[Sequence[str]] = [] if self._widths else [self._columns]
+        while chunk := heading + list(islice(texts, CHUNK_ROWS)):
+            widths = _widths(self._columns, chunk)
+            if heading:
+                self._widths = self._fitting(widths)
+                heading = []
+            self._widths = {name: max(width, widths[name]) for name, width in self._widths.items()}
+            for row in chunk:
+                print(self._line(dict(zip(self._columns, row, strict=True))))
+
+    def _fitting(self, widths: dict[str, int]) -> dict[str, int]:
+        """Leave out what is optional, one by one, until the terminal is wide enough."""
+        fitting = dict(widths)
+        for name in self._optional if sys.stdout.isatty() else ():
+            if sum(fitting.values()) + len("  ") * (len(fitting) - 1) <= shutil.get_terminal_size().columns:
+                break
+            del fitting[name]
+        return fitting
+
+    def _line(self, texts: dict[str, str]) -> str:
+        cells = [
+            texts[name].rjust(width) if name in self._numbers else texts[name].ljust(width)
+            for name, width in self._widths.items()
+        ]
+        return "  ".join(cells).rstrip()
 
 
-def print_table(columns: Sequence[str], numbers: frozenset[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """Print `rows` for the eyes: framed on a terminal, plain elsewhere."""
-    if not sys.stdout.isatty():
-        PlainTable(columns, numbers).add(rows)
+def print_table(
+    columns: Sequence[str], numbers: frozenset[str], rows: Iterable[Sequence[Cell]], optional: Sequence[str] = ()
+) -> None:
+    """Print `rows` for the eyes: in a frame if the terminal is wide enough for it, else plain.
+
+    Nothing is ever cut. Of the plain form, columns in `optional` are left out on a terminal that is too narrow for
+    that as well, the first ones first.
+    """
+    rows = iter(rows)
+    first = list(islice(rows, CHUNK_ROWS))
+    width = sum(_widths(columns, [[_text(cell) for cell in row] for row in first]).values()) + 3 * len(columns) + 1
+    is_whole = len(first) < CHUNK_ROWS
+    if not (sys.stdout.isatty() and is_whole and width <= shutil.get_terminal_size().columns):
+        PlainTable(columns, numbers, optional).add(chain(first, rows))
         return
     from rich.console import Console
     from rich.table import Table
@@ -85,9 +142,14 @@ def print_table(columns: Sequence[str], numbers: frozenset[str], rows: Iterable[
     table = Table()
     for name in columns:
         table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
-    for row in rows:
+    for row in first:
         table.add_row(*(Text(_text(cell)) for cell in row))
     Console(width=TABLE_WIDTH).print(table)
+
+
+def _widths(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> dict[str, int]:
+    """The widest text of each column, its name included."""
+    return {name: max(map(len, texts)) for name, texts in zip(columns, zip(columns, *rows, strict=True), strict=True)}
 
 
 def _text(cell: Cell) -> str:

@@ -1,20 +1,29 @@
 """`meter-proxy usage`: who used how much, from the records on disk."""
 
 import time
+from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
-from meter_proxy.cli.tables import CsvTable, print_table, state_directory, usd
+from meter_proxy.cli.tables import (
+    ConfigArgument,
+    CsvTable,
+    StateDirOption,
+    decimals_for,
+    print_table,
+    state_directory,
+    usd,
+)
 from meter_proxy.errors import ConfigError
 from meter_proxy.ledger.books import FIELDS
 from meter_proxy.ledger.reading import iter_records
 from meter_proxy.ledger.totals import parse_by, parse_since, summarise
 
 HEADINGS = ("requests", "input", "output", "cached input", "reasoning", "cost USD")  # of FIELDS, in a table
+OPTIONAL = ("reasoning", "cached input")  # parts of output and input
 
 
 class Format(StrEnum):
@@ -27,15 +36,21 @@ class Format(StrEnum):
 
 
 def command(
-    config: Annotated[Path | None, typer.Argument(help="The configuration of serve; else ./state is read.")] = None,
-    by: Annotated[str, typer.Option(help="Total by any of key,model,day.")] = "key,model,day",
-    since: Annotated[str, typer.Option(help="Only what was admitted since: 7d, 24h, 30m, or a date (UTC).")] = "",
+    config: ConfigArgument = None,
+    by: Annotated[str, typer.Option(metavar="COLUMNS", help="Total by any of key,model,day.")] = "key,model,day",
+    since: Annotated[
+        str, typer.Option(metavar="WHEN", help="Only what was admitted since: 7d, 24h, 30m, or a date (UTC).")
+    ] = "",
     format: Annotated[Format, typer.Option(help="How to print. Costs are nano-dollars except in the table.")] = (
         Format.TABLE
     ),
-    state_dir: Annotated[Path | None, typer.Option(help="Where serve keeps its records.")] = None,
+    state_dir: StateDirOption = None,
 ) -> None:
-    """Print totals of requests, tokens and cost; also while serve runs."""
+    """Print totals of requests, tokens and cost. Also while serve runs.
+
+    A table that is wider than the terminal comes without a frame, and without the columns reasoning and cached input
+    as needed; the other formats, and a table in a pipe, always have them.
+    """
     try:
         columns = parse_by(by)
     except ValueError as exc:
@@ -47,8 +62,13 @@ def command(
     rows = summarise(iter_records(state_directory(config, state_dir), since=since_at), columns)
     match format:
         case Format.TABLE:
-            shown = [[*(row[name] for name in (*columns, *FIELDS[:-1])), usd(int(row[FIELDS[-1]]))] for row in rows]
-            print_table((*columns, *HEADINGS), frozenset(HEADINGS), shown)
+            if len(rows) > 1:
+                rows.append(_total(rows, columns))
+            decimals = decimals_for(int(row[FIELDS[-1]]) for row in rows)
+            shown = [
+                [*(row[name] for name in (*columns, *FIELDS[:-1])), usd(int(row[FIELDS[-1]]), decimals)] for row in rows
+            ]
+            print_table((*columns, *HEADINGS), frozenset(HEADINGS), shown, OPTIONAL)
         case Format.CSV:
             CsvTable((*columns, *FIELDS)).add(list(row.values()) for row in rows)
         case Format.JSON:
@@ -56,3 +76,9 @@ def command(
         case Format.JSONL:
             for row in rows:
                 print(msgspec.json.encode(row).decode())
+
+
+def _total(rows: list[dict[str, str | int]], columns: Sequence[str]) -> dict[str, str | int]:
+    """The last line of a table of more than one row."""
+    words = dict(zip(columns, ("total", *("" for _ in columns[1:])), strict=True))
+    return {**words, **{field: sum(int(row[field]) for row in rows) for field in FIELDS}}

@@ -130,5 +130,6 @@ def _keys_of(loc: Loc) -> list[str]:
         else:
             # dict[Id, Upstream] -> Upstream, tuple[Key, ...] -> Key
             here = next(a for a in reversed(get_args(here)) if a is not Ellipsis)
-        here = next((a for a in get_args(here) if get_args(a)), here) if type(None) in get_args(here) else here
+        if type(None) in get_args(here):  # Price | None -> Price
+            here = next(a for a in get_args(here) if a is not type(None))
     return [field.alias or name for name, field in here.model_fields.items()]

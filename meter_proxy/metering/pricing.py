@@ -50,5 +50,5 @@ def _rates(price: TokenPrice) -> _Rates:
     cached_price = price.input if price.cached_input is None else price.cached_input
     exact = [Fraction(each) * _NANO_USD_PER_USD_PER_MILLION for each in (price.input, cached_price, price.output)]
     denominator = lcm(*(each.denominator for each in exact))
-    numerators = [each.numerator * (denominator // each.denominator) for each in exact]
-    return _Rates(*numerators, denominator)
+    in_, cached, out = (each.numerator * (denominator // each.denominator) for each in exact)
+    return _Rates(in_, cached, out, denominator)

@@ -65,7 +65,8 @@ class MockBackend:
             await runner.cleanup()
             # asyncio's own text repeats the address; a name that does not resolve has no errno of the system's
             reason = exc.strerror if isinstance(exc, socket.gaierror) else os.strerror(exc.errno or 0)
-            raise CannotStart(f"cannot listen on {self._host}:{self._port}: {reason}") from exc
+            message = f"cannot listen on {self._host}:{self._port}: {reason}; choose another with --listen"
+            raise CannotStart(message) from exc
         self._runner = runner
         host = f"[{self._host}]" if ":" in self._host else self._host
         self.url = f"http://{host}:{runner.addresses[0][1]}/v1"

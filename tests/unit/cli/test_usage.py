@@ -62,10 +62,27 @@ def test_table_is_plain_where_nobody_looks(run: Run) -> None:
     """Columns line up, costs are dollars, exactly."""
     output = run("--by", "key", "--since", "2026-01-01").stdout
     assert output.splitlines() == [
-        "key  requests  input  output  cached input  reasoning     cost USD",
-        "ann         1     10       5             0          0   0.00000002",
-        "bob         1     10       5             0          0  1.500000001",
+        "key    requests  input  output  cached input  reasoning     cost USD",
+        "ann           1     10       5             0          0  0.000000020",
+        "bob           1     10       5             0          0  1.500000001",
+        "total         2     20      10             0          0  1.500000021",
     ]
+
+
+def test_one_row_needs_no_total(run: Run) -> None:
+    """It would say the same again."""
+    assert "total" not in run("--by", "day", "--since", "2026-01-01").stdout
+    assert "total" in run("--by", "day").stdout
+
+
+def test_a_narrow_terminal_gets_the_columns_that_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is part of another column goes first; at 80 columns nothing wraps."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("typer.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
+    heading, *rows = run("--by", "key,day").stdout.splitlines()
+    assert heading.split() == ["key", "day", "requests", "input", "output", "cached", "input", "cost", "USD"]
+    assert len(rows) == 4
+    assert max(map(len, [heading, *rows])) <= 80
 
 
 def test_since_leaves_out_what_is_older(run: Run) -> None:
