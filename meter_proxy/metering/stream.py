@@ -54,7 +54,7 @@ class StreamMeter:
         self._candidates: list[Shape] = []
         self._learned_at = 0  # content events
         self._unknown = 0  # plain content events parsed since then
-        self._patience = 1  # that many of them make it worth while to learn again
+        self._patience = 2  # that many of them make it worth while to learn (again)
 
     @property
     def finished(self) -> bool:
