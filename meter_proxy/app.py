@@ -5,6 +5,7 @@ The worker is an ordinary aiohttp application with our own plugin on it, and the
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 
@@ -15,6 +16,8 @@ from meter_proxy.config.schema import Config
 from meter_proxy.gateway.deadline import HeadDeadline
 from meter_proxy.gateway.replies import error
 from meter_proxy.plugin import METER_PROXY, MeterProxy, install
+
+_log = logging.getLogger("meter_proxy.app")
 
 BACKLOG = 4_096  # 200 connections within 25 ms overflow the usual 128 and wait a second for their SYN
 KEEPALIVE_S = 75.0
@@ -39,8 +42,6 @@ async def serve_worker(
         build_app(MeterProxy(config, index=index, workers=config.workers, store_url=store_url)),
         access_log=None,
         handle_signals=False,
-        keepalive_timeout=KEEPALIVE_S,
-        auto_decompress=False,  # coded bodies are refused; aiohttp would decode them first, and log what fails
         shutdown_timeout=STOP_WITHIN_S,
     )
     await runner.setup()
@@ -55,16 +56,45 @@ async def serve_worker(
 @contextlib.asynccontextmanager
 async def _listening(runner: web.AppRunner, sock: socket.socket, *, header_timeout_s: float) -> AsyncIterator[None]:
     """Accept connections on `sock` within this block; those that are open at its end stay so."""
+    loop = asyncio.get_running_loop()
+    manager = runner.server
+    assert manager is not None
 
     def protocol() -> asyncio.Protocol:
-        assert runner.server is not None
-        return HeadDeadline(runner.server(), header_timeout_s)
+        # auto_decompress: coded bodies are refused; aiohttp would decode them first, and log what fails.
+        handler = _Handler(
+            manager,
+            loop=loop,
+            keepalive_timeout=KEEPALIVE_S,
+            access_log=None,  # type: ignore[arg-type]  # None is "no access log"; the annotation forgets it
+            auto_decompress=False,
+        )
+        return HeadDeadline(handler, header_timeout_s)
 
-    server = await asyncio.get_running_loop().create_server(protocol, sock=sock, backlog=BACKLOG)
+    server = await loop.create_server(protocol, sock=sock, backlog=BACKLOG)
     try:
         yield
     finally:
         server.close()
+
+
+class _Handler(web.RequestHandler):
+    """aiohttp's, but what its parser refuses is told in OpenAI's shape, without versions and without an echo."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        if status >= 500:
+            super().handle_error(request, status, exc, message)  # it logs, and raises if a reply has begun
+            response = error(request, status, "internal_error", "Something went wrong here.", type="server_error")
+        else:
+            _log.debug("not HTTP: %s", message)
+            response = error(request, status, "invalid_request", "This is not a valid HTTP request.")
+        response.headers["Server"] = "meter-proxy"
+        response.force_close()
+        return response
 
 
 def build_app(installed: MeterProxy) -> web.Application:

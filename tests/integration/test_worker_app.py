@@ -66,3 +66,34 @@ async def test_a_head_in_pieces_is_served_and_bodies_have_their_own_time(tmp_pat
         await asyncio.sleep(0.4)
         assert (await client.request("GET", "/healthz")).status == 200
     assert [record.outcome for record in iter_records(tmp_path / "state")] == ["completed"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_told_so_without_versions_or_echo(
+    tmp_path: Path, shared_store: str, sent: bytes
+) -> None:
+    """OpenAI's shape, and the connection is closed."""
+    async with worker(tmp_path, shared_store, "http://127.0.0.1:1") as url, await RawClient.connect(url) as client:
+        await client.send(sent)
+        answer = await client.read_to_end()
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+    assert b'"code":"invalid_request"' in answer
+    for told in (b"aiohttp", b"Python", b"GARBAGE", b"bad header"):
+        assert told not in answer
+
+
+async def test_a_coded_body_is_refused_without_being_decoded(
+    tmp_path: Path, shared_store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even looked at: no traceback for what is not gzip."""
+    async with worker(tmp_path, shared_store, "http://127.0.0.1:1") as url, await RawClient.connect(url) as client:
+        response = await client.request("POST", CHAT, ASK, key=KEY, headers=[("Content-Encoding", "gzip")])
+        assert response.status == 415
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
