@@ -5,7 +5,6 @@ The worker is an ordinary aiohttp application with our own plugin on it, and the
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 
@@ -17,10 +16,9 @@ from meter_proxy.gateway.deadline import HeadDeadline
 from meter_proxy.gateway.replies import error
 from meter_proxy.plugin import METER_PROXY, MeterProxy, install
 
-_log = logging.getLogger("meter_proxy.app")
-
 BACKLOG = 4_096  # 200 connections within 25 ms overflow the usual 128 and wait a second for their SYN
 KEEPALIVE_S = 75.0
+LINGER_S = 1.0  # the rest of a refused body is read for so long, that the client may see why
 STOP_WITHIN_S = 2.0  # for aiohttp to close idle connections; exchanges are over by then
 
 
@@ -38,8 +36,9 @@ async def serve_worker(
     `store_url` is the store's real address (the embedded one's included); `ready` is called once
     connections are accepted.
     """
+    installed = MeterProxy(config, index=index, workers=config.workers, store_url=store_url)
     runner = web.AppRunner(
-        build_app(MeterProxy(config, index=index, workers=config.workers, store_url=store_url)),
+        build_app(installed),
         access_log=None,
         handle_signals=False,
         shutdown_timeout=STOP_WITHIN_S,
@@ -49,6 +48,8 @@ async def serve_worker(
         async with _listening(runner, sock, header_timeout_s=config.limits.header_timeout_s):
             ready()
             await stop.wait()
+        # Before aiohttp closes connections: requests on those that are kept get their 503 meanwhile.
+        await installed.drain()
     finally:
         await runner.cleanup()
 
@@ -68,6 +69,7 @@ async def _listening(runner: web.AppRunner, sock: socket.socket, *, header_timeo
             keepalive_timeout=KEEPALIVE_S,
             access_log=None,  # type: ignore[arg-type]  # None is "no access log"; the annotation forgets it
             auto_decompress=False,
+            lingering_time=LINGER_S,
         )
         return HeadDeadline(handler, header_timeout_s)
 
@@ -90,7 +92,7 @@ class _Handler(web.RequestHandler):
             super().handle_error(request, status, exc, message)  # it logs, and raises if a reply has begun
             response = error(request, status, "internal_error", "Something went wrong here.", type="server_error")
         else:
-            _log.debug("not HTTP: %s", message)
+            # Not logged: the parser's message quotes what was sent, and that may be a key.
             response = error(request, status, "invalid_request", "This is not a valid HTTP request.")
         response.headers["Server"] = "meter-proxy"
         response.force_close()

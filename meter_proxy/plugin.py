@@ -90,7 +90,7 @@ class MeterProxy:
             if embedded is not None:
                 await asyncio.to_thread(embedded.stop)
 
-    async def drain(self, app: web.Application) -> None:
+    async def drain(self, app: web.Application | None = None) -> None:
         """The application's `on_shutdown`: let what is in flight end, within `limits.drain_timeout`."""
         await self.gateway.drain(self.config.limits.drain_timeout_s)
 

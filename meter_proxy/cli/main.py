@@ -56,11 +56,10 @@ def main() -> None:
         sys.stdout.flush()  # here, where it can still be told that the disk is full
     except BrokenPipeError:
         code = 0
-        _drop_output()
     except OSError as exc:
         where = f"{exc.filename}: " if exc.filename else ""
         code = _failed(f"{where}{exc.strerror or exc}", 1)
-        _drop_output()
+    _drop_unwritable_output()
     sys.exit(code)
 
 
@@ -96,6 +95,9 @@ def _failed(message: str, code: int) -> int:
     return code
 
 
-def _drop_output() -> None:
-    """Let what is still buffered go nowhere: the interpreter would try again at its end, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop_unwritable_output() -> None:
+    """Let what stdout does not take go nowhere: the interpreter would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

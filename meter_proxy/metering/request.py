@@ -157,6 +157,8 @@ def _messages_bytes(request: _Request) -> int:
     raw = request.raw("messages")
     if raw is None:
         return total
+    if not raw.startswith(b"["):
+        raise ClientError(400, "invalid_type", "'messages' must be an array of messages", param="messages")
     try:
         messages = msgspec.json.decode(raw, type=list[_Message])
     except (msgspec.MsgspecError, ValueError):
@@ -187,6 +189,8 @@ def _input_bytes(request: _Request) -> int:
     raw = request.raw("input")
     if raw is None:
         return 0
+    if not raw.startswith((b'"', b"[")):
+        raise ClientError(400, "invalid_type", "'input' must be a string or an array", param="input")
     try:
         sizes = _text_sizes(msgspec.json.decode(raw, type=_Texts))
     except (msgspec.MsgspecError, ValueError):

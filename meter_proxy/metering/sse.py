@@ -12,6 +12,7 @@ import re
 
 _BOM = b"\xef\xbb\xbf"
 _CR = 0x0D
+_COLON = 0x3A
 # Two line ends. The first must not be the CR of a CRLF, or that pair would count as two.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n?|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
@@ -19,8 +20,9 @@ _UNFINISHED_BLANK_LINE_BYTES = 3  # CRLF CR
 
 TOO_BIG = b""  # stands for the text of an event over the bound; an event's own text is never empty
 
-# Bytes of the stream, and the event they are: its lines without the blank line that ends it. None for what is no event
-# (comments, blank lines, a BOM); TOO_BIG for the first piece of an event over the bound, None for its other pieces.
+# Bytes of the stream, and the event they are: its lines, comments among them, without the blank line that ends it.
+# None for what is no event (blank lines, a BOM); TOO_BIG for the first piece of an event over the bound, None for its
+# other pieces.
 Piece = tuple[bytes, bytes | None]
 
 
@@ -40,7 +42,7 @@ class Framer:
 
     @property
     def is_between_events(self) -> bool:
-        """Nothing is held: the next byte is the first of an event, or of a comment."""
+        """Nothing is held: the next byte is the first of an event, or of a comment before it."""
         return not (self._held or self._at_start or self._within_too_big or self._ended_in_cr)
 
     def push(self, data: bytes) -> list[Piece]:
@@ -63,7 +65,7 @@ class Framer:
             return pieces
         search = max(start, self._searched)
         while start < len(buffer):
-            if buffer[start] in b":\r\n":
+            if buffer[start] in b"\r\n":
                 line_end = _LINE_END.search(buffer, search)
                 if line_end is None:
                     break
@@ -73,7 +75,9 @@ class Framer:
                 end, stop = self._find_end(buffer, search)
                 if stop < 0:
                     break
-                text = TOO_BIG if end - start > self._max_event_bytes else bytes(buffer[start:end])
+                text: bytes | None = bytes(buffer[start:end])
+                if end - start > self._max_event_bytes:
+                    text = None if buffer[start] == _COLON else TOO_BIG
                 pieces.append((bytes(buffer[start:stop]), text))
             start = search = stop
         self._hold(buffer, start, pieces)

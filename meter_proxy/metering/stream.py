@@ -180,7 +180,7 @@ class StreamMeter:
         if name == b"error" or (answer is not None and answer.is_error):
             self.failed = True
         if answer is None:
-            self._saw_noise = True
+            self._saw_noise = self._saw_noise or bool(payload)  # comments are no noise
         else:
             self._saw_answer = True
             self._count(answer, raw, text)

@@ -23,7 +23,10 @@ def rows_of(stdout: str) -> list[list[str]]:
 
 
 async def test_demo_once_prints_the_bill_of_six_requests(tmp_path: Path) -> None:
-    """Exit 0, the contract's columns, one hang-up billed by running usage, one refusal, a total that adds up."""
+    """Exit 0, the contract's columns, one hang-up billed by running usage, one refusal, a total that adds up.
+
+    The hang-up's bill is what the backend says, give or take the one event that nobody was left to read.
+    """
     code, stdout, stderr = await run_command("demo", "--once", env={"TMPDIR": str(tmp_path)}, within_s=BILL_WITHIN_S)
     assert (code, stderr) == (0, "")
     heading, *rows, total = rows_of(stdout)
@@ -32,9 +35,26 @@ async def test_demo_once_prints_the_bill_of_six_requests(tmp_path: Path) -> None
     hung_up, refused = rows[1], rows[3]
     assert hung_up[5:] == ["running", "client_disconnected"]
     assert 9 <= int(hung_up[3]) < 500
-    assert refused[2:] == ["0", "0", "$0.0000", "none", "denied"]
+    said = re.search(r"^2\. .* hung up after 10 events; the backend had generated (\d+) tokens$", stdout, re.MULTILINE)
+    assert said is not None
+    assert 0 <= int(said[1]) - int(hung_up[3]) <= 3
+    assert re.fullmatch(r"0 0 \$0\.0000+ none denied", " ".join(refused[2:]))
+    assert len({len(row[-3].partition(".")[2]) for row in rows} | {len(total[-1].partition(".")[2])}) == 1
     assert all(row[5:] == ["reported", "completed"] for row in rows if row not in (hung_up, refused))
     assert [int(number) for number in total[1:3]] == [sum(int(row[column]) for row in rows) for column in (2, 3)]
+
+
+async def test_after_demo_once_only_what_stays_is_pointed_to(tmp_path: Path) -> None:
+    """The books and the way to be rid of them; no address where nobody answers any more."""
+    _, stdout, _ = await run_command("demo", "--once", env={"TMPDIR": str(tmp_path)}, within_s=BILL_WITHIN_S)
+    said = ways_on(stdout)
+    assert list(said) == ["totals", "configuration", "clean-up"]
+    assert stdout.count("http") == 2  # both in the ready line
+    assert "alice" in await shell(said["totals"])
+    (directory,) = tmp_path.iterdir()
+    assert "the directory stays" in said["clean-up"]
+    await shell(said["clean-up"])
+    assert not directory.exists()
 
 
 async def test_what_the_demo_points_to_works(tmp_path: Path) -> None:
@@ -42,7 +62,7 @@ async def test_what_the_demo_points_to_works(tmp_path: Path) -> None:
     demo = Command(["demo"], env={"TMPDIR": str(tmp_path)})
     try:
         await demo.printed(re.compile("Serving until Ctrl-C"), within_s=BILL_WITHIN_S)
-        said = dict(line.split(maxsplit=1) for line in demo.stdout.splitlines() if line.count(" ") > 1)
+        said = ways_on(demo.stdout)
         assert "data: [DONE]" in await shell(said["try"])
         with urllib.request.urlopen(said["metrics"], timeout=5) as answer:
             assert b"meter_proxy_requests_total{" in answer.read()
@@ -68,13 +88,21 @@ async def test_demo_makes_way_for_who_has_the_usual_ports(tmp_path: Path) -> Non
     found = re.match(r"meter-proxy: serving (http://127\.0\.0\.1:(\d+)) ", stdout)
     assert found is not None
     assert found[2] != "8080"
-    assert f"curl -N {found[1]}/v1/chat/completions" in stdout
+
+
+def ways_on(stdout: str) -> dict[str, str]:
+    """What stands below the bill: name -> what to copy."""
+    _, _, below = stdout.partition("\ntotal ")
+    return dict(line.split(maxsplit=1) for line in below.splitlines()[2:] if line and not line.startswith("Serving"))
 
 
 async def shell(command: str) -> str:
     """Run a line that the demo printed, as one pastes it; its output."""
     process = await asyncio.create_subprocess_exec(
-        *shlex.split(command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=os.environ
+        *shlex.split(command, comments=True),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=os.environ,
     )
     output, _ = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 0, output

@@ -73,6 +73,7 @@ def project(tmp_path: Path) -> Iterator[Path]:
     """A copy of what the commands need; the environment is the project's own, made by `make`."""
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, tmp_path / name)
+        os.utime(tmp_path / name, (0, 0))  # older than the environment: `make` must not install this copy into it
     for name in ("meter_proxy", "deploy", ".venv"):
         (tmp_path / name).symlink_to(ROOT / name)
     yield tmp_path

@@ -30,6 +30,8 @@ GOOD = {"model": "m", "messages": []}
         (b'{"model":1}', "invalid_type"),
         (b'{"model":"m","stream":"yes"}', "invalid_type"),
         (b'{"model":"m","n":1.5}', "invalid_type"),
+        (b'{"model":"m","messages":"hello"}', "invalid_type"),
+        (b'{"model":"m","messages":{"role":"user"}}', "invalid_type"),
         (b'{"model":"m","stream":true,"stream_options":[]}', "invalid_type"),
     ],
     ids=lambda value: value if isinstance(value, str) else repr(value[:30]),

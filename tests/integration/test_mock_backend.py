@@ -373,4 +373,5 @@ async def test_command_says_what_is_wrong() -> None:
     port = free_port()
     async with MockBackend(port=port):
         code, _, stderr = await run_command("mock-backend", "--listen", f"127.0.0.1:{port}")
-    assert (code, stderr) == (3, f"meter-proxy: cannot listen on 127.0.0.1:{port}: Address already in use\n")
+    said = f"meter-proxy: cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --listen\n"
+    assert (code, stderr) == (3, said)

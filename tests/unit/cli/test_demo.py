@@ -17,7 +17,7 @@ READY = "echo 'meter-proxy: serving http://127.0.0.1:1234 (admin http://127.0.0.
 
 @pytest.fixture
 def stage(tmp_path: Path) -> demo.Stage:
-    return demo.Stage(tmp_path, "http://127.0.0.1:8000/v1", {key: f"sk-{key}" for key in demo.KEYS})
+    return demo.Stage(tmp_path, "http://127.0.0.1:8000/v1", {key: f"sk-{key}" for key in demo.KEYS}, truths=[])
 
 
 def stand_in(directory: Path, script: str) -> str:
@@ -102,8 +102,9 @@ def test_the_bill_has_a_row_per_request_and_a_total(capsys: pytest.CaptureFixtur
     heading, *rows = capsys.readouterr().out.strip().splitlines()
     assert heading.split() == ["key", "model", "input", "output", "cost", "basis", "outcome"]
     assert len(rows) == len(demo.SCENES) + 1
-    assert rows[3].split() == ["unknown", "gpt-4o", "0", "0", "$0.0000", "none", "denied"]
+    assert rows[3].split() == ["unknown", "gpt-4o", "0", "0", "$0.00000", "none", "denied"]
     assert rows[-1].split() == ["total", "20", "120", "$0.00125"]
+    assert rows[0].split()[4] == "$0.00025"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from meter_proxy.cli import records, tables
+from meter_proxy.cli import records
 from meter_proxy.errors import ConfigError
 from meter_proxy.ledger.journal import Journal, encode_line
 from tests.support.records import usage_record
@@ -78,19 +78,21 @@ def test_table_shows_ids_whole_and_control_characters_harmless(journal: Journal,
     last = run().stdout.splitlines()[-1]
     assert last.endswith(f"  {LONG_ID}")
     assert r"\x1b[2Jgone\n[bold]" in last
-    assert "  0.000075  reported  completed       -  " in last
+    assert "  0.000075000  reported  completed       -  " in last
 
 
-def test_framed_table_cuts_nothing(
-    journal: Journal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("journal")
+def test_a_narrow_terminal_gets_the_columns_that_a_bill_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a terminal of any width, markup in a name is text."""
+    """At 90 columns nothing wraps."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "20")
-    monkeypatch.setenv("NO_COLOR", "1")
-    tables.print_table(("id", "n"), frozenset({"n"}), [[LONG_ID + "[red]", 5]])
-    lines = capsys.readouterr().out.splitlines()
-    assert any(f" {LONG_ID}[red] " in line and line.rstrip().endswith("5 │") for line in lines)
+    monkeypatch.setenv("COLUMNS", "90")
+    records.command(state_dir=tmp_path)
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert "  ".join(heading.split()) == "time  key  model  input  output  cost  USD  basis  outcome"
+    assert len(rows) == 3
+    assert max(map(len, [heading, *rows])) <= 90
 
 
 class CtrlC:

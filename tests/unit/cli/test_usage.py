@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,14 +76,18 @@ def test_one_row_needs_no_total(run: Run) -> None:
     assert "total" in run("--by", "day").stdout
 
 
-def test_a_narrow_terminal_gets_the_columns_that_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is part of another column goes first; at 80 columns nothing wraps."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("typer.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
-    heading, *rows = run("--by", "key,day").stdout.splitlines()
+@pytest.mark.usefixtures("run")
+def test_a_narrow_terminal_gets_the_columns_that_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is part of another column goes first, and no line wraps."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "75")
+    usage.command(by="key,day", state_dir=tmp_path / "state")
+    heading, *rows = capsys.readouterr().out.splitlines()
     assert heading.split() == ["key", "day", "requests", "input", "output", "cached", "input", "cost", "USD"]
     assert len(rows) == 4
-    assert max(map(len, [heading, *rows])) <= 80
+    assert max(map(len, [heading, *rows])) <= 75
 
 
 def test_since_leaves_out_what_is_older(run: Run) -> None:

@@ -115,7 +115,7 @@ def without_hidden(data: bytes, hidden: Hidden) -> bytes:
     done = False
     for line in _lines(data[len(bom) :]):
         is_blank = line.strip(b"\r\n") == b""
-        if not event and (is_blank or line.startswith(b":")):
+        if not event and is_blank:
             kept.append(line)
             continue
         event.append(line)

@@ -165,7 +165,7 @@ def test_text_of_messages_and_tools_is_measured_and_images_are_not() -> None:
     assert asked(messages=messages, tools=tools).input_text_bytes == 7 + len(json.dumps(tools))
 
 
-@pytest.mark.parametrize("messages", ["hello", [1, 2], [{"content": 7}], [{"content": [7]}], {"a": 1}])
+@pytest.mark.parametrize("messages", [[1, 2], [{"content": 7}], [{"content": [7]}]])
 def test_odd_messages_are_not_refused(messages: Any) -> None:
     """The upstream answers for them; as text they count as long as they are."""
     assert asked(messages=messages).input_text_bytes == len(json.dumps(messages))

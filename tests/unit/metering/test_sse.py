@@ -48,12 +48,12 @@ def test_the_lf_of_a_cr_that_was_taken_out_is_not_handed_out() -> None:
     assert framer.push(b"\ndata: 2\n\n") == [(b"data: 2\n\n", b"data: 2")]
 
 
-def test_comments_and_blank_lines_in_front_are_handed_out_at_once() -> None:
-    """A heartbeat of one comment line does not wait for an event."""
+def test_blank_lines_in_front_are_handed_out_at_once_and_heartbeats_with_their_blank_line() -> None:
+    """A comment line belongs to the event that it stands in front of, so it waits for what follows it."""
     framer = sse.Framer(1000)
-    assert framer.push(b": ping\n") == [(b": ping\n", None)]
-    assert framer.push(b"\n\n: pi") == [(b"\n", None), (b"\n", None)]
-    assert framer.push(b"ng\ndata: 1\n\n") == [(b": ping\n", None), (b"data: 1\n\n", b"data: 1")]
+    assert framer.push(b"\n\n: ping\n") == [(b"\n", None), (b"\n", None)]
+    assert framer.push(b"\n: pi") == [(b": ping\n\n", b": ping")]
+    assert framer.push(b"ng\ndata: 1\n\n") == [(b": ping\ndata: 1\n\n", b": ping\ndata: 1")]
 
 
 def test_a_comment_within_an_event_belongs_to_it() -> None:

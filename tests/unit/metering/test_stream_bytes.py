@@ -68,11 +68,11 @@ def test_after_done_nothing_is_held_or_changed() -> None:
 
 
 def test_a_heartbeat_is_not_held_back() -> None:
-    """One comment line between events goes out at once, also while something may have to be taken out."""
+    """A comment with its blank line goes out at once, also while something may have to be taken out."""
     stream = meter(hidden=EVERYTHING)
     stream.feed(text("a"))
-    assert stream.feed(b": keep-alive\n") == b": keep-alive\n"
-    assert stream.feed(b"\n") == b"\n"
+    assert stream.feed(b": keep-alive\n\n") == b": keep-alive\n\n"
+    assert not stream.bad_usage
 
 
 def test_crlf_of_an_event_that_was_taken_out_is_taken_out_whole() -> None:
