@@ -240,6 +240,7 @@ async def test_a_clients_own_mistake_does_not_switch_metering_off(start: StartPr
         assert (record.outcome, record.status, record.basis) == (Outcome.CLIENT_ERROR, 400, Basis.NONE)
         await (await client.request("POST", CHAT, ASK, key=KEY)).read()
     assert (await proxy.record(2)).basis is Basis.REPORTED
+    assert ["stream_options" in post.json() for post in upstream.posts] == [True, False, True]
 
 
 async def test_coded_answer_is_metered_and_goes_on_intact(start: StartProxy) -> None:
