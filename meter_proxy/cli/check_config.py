@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Sized
 from dataclasses import asdict
 from enum import StrEnum
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from meter_proxy.config.load import examine
+from meter_proxy.config.load import examine, notes
 from meter_proxy.config.schema import Config
 
 
@@ -41,8 +42,10 @@ def command(
         print(f"{file}: good: {_found(config)}")
     else:
         print(*faults, sep="\n")
-    if faults:
+    if faults or config is None:
         raise typer.Exit(2)
+    for line in notes(config):
+        print(f"meter-proxy: note: {line}", file=sys.stderr)
 
 
 def _found(config: Config) -> str:

@@ -3,10 +3,10 @@
 Works on a Config whose sections are good by themselves; the places it reports are the YAML's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from meter_proxy.config import urls
-from meter_proxy.config.coverage import covered
+from meter_proxy.config.coverage import covered, is_pattern, may_meet
 from meter_proxy.config.faults import Finding, Loc, did_you_mean
 from meter_proxy.config.schema import Config, Key, Quota
 
@@ -100,6 +100,15 @@ def _key(config: Config, position: int, key: Key) -> Iterator[Finding]:
         )
 
 
+def _patterns(config: Config, loc: Loc, patterns: Iterable[str] | None) -> Iterator[Finding]:
+    """Patterns of the entry at `loc` that match nothing which anybody could ask for."""
+    for position, pattern in enumerate(patterns or ()):
+        meets = is_pattern(pattern) and any(may_meet(pattern, entry) for entry in config.models if is_pattern(entry))
+        if not meets and not covered([pattern], config.models):
+            message = f"{pattern!r} matches no model{did_you_mean(pattern, config.models)}"
+            yield Finding((*loc, "models", position), message, because=(("models",),))
+
+
 def _rule_ids(config: Config) -> Iterator[Finding]:
     for section, holders in (("plans", config.plans), ("accounts", config.accounts)):
         for name, holder in holders.items():
@@ -150,10 +159,7 @@ def _either(entries: list[set[str]], config: Config) -> set[str]:
 
 def _rule_against_models(config: Config, loc: Loc, rule: Quota, usable: set[str]) -> Iterator[Finding]:
     """`usable`: the entries of `models:` that the callers under this rule may ask for."""
-    for position, pattern in enumerate(rule.models or ()):
-        if not covered([pattern], config.models):
-            message = f"{pattern!r} matches no model{did_you_mean(pattern, config.models)}"
-            yield Finding((*loc, "models", position), message, because=(("models",),))
+    yield from _patterns(config, loc, rule.models)
     entries = sorted(covered(rule.models, config.models) & usable)
     unpriced = [entry for entry in entries if config.models[entry].price is None]
     # A rule over all models may meet some that cost nothing here; one that names models means those.

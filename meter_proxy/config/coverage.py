@@ -7,6 +7,7 @@ caller's model of that very name would go (so that `gpt-4o-mini` may be named wh
 import re
 from collections.abc import Iterable
 from fnmatch import translate
+from itertools import chain
 
 CATCH_ALL = "*"
 
@@ -20,6 +21,13 @@ def matcher(patterns: Iterable[str]) -> re.Pattern[str]:
     """An expression that matches the names which one of the patterns means."""
     # A bracket is a letter like others: there are models called `[beta]x`.
     return re.compile("|".join(translate(pattern.replace("[", "[[]")) for pattern in patterns))
+
+
+def may_meet(one: str, other: str) -> bool:
+    """Whether some name may match both patterns: False only if their beginnings or their ends exclude each other."""
+    heads = zip(one.partition("*")[0], other.partition("*")[0], strict=False)
+    tails = zip(reversed(one.rpartition("*")[2]), reversed(other.rpartition("*")[2]), strict=False)
+    return all(a == b or "?" in (a, b) for a, b in chain(heads, tails))
 
 
 def in_order(entries: Iterable[str]) -> list[str]:

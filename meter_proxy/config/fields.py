@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from meter_proxy.config import secrets, urls, values
+from meter_proxy.config.faults import did_you_mean
 
 TOKENIZERS = ("auto", "upstream", "o200k_base", "cl100k_base", "none")
 
@@ -82,15 +83,21 @@ class OneOrMore:
 
 
 class OrWord:
-    """A value, or a word that stands for None."""
+    """A list, or a word that stands for None."""
 
     def __init__(self, word: str) -> None:
         self.word = word
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(
-            lambda value: None if value == self.word else value, handler(source)
-        )
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def _read(self, value: Any) -> Any:
+        if value == self.word:
+            return None
+        if not isinstance(value, (list, tuple)):
+            suggestion = did_you_mean(value, [self.word]) if isinstance(value, str) else ""
+            raise ValueError(f"must be a list, or {self.word}{suggestion}")
+        return value
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"anyOf": [{"const": self.word}, handler(schema)]}
@@ -128,7 +135,11 @@ def _tokenizer(value: Any, info: ValidationInfo) -> str:
     if "/" not in name and not name.endswith(".json"):
         return values.one_of(*TOKENIZERS, "FILE.json")(name)
     path = (_base_dir(info) / name).absolute()
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as exc:
+        raise ValueError(f"cannot read {name}: {exc.strerror}") from None
+    if not is_file:
         raise ValueError(f"there is no file {name}")
     return str(path)
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from meter_proxy.config.faults import Loc
+from meter_proxy.config.values import is_whole
 
 Mark: TypeAlias = tuple[int, int]  # line, column; both from 1
 
@@ -98,7 +99,7 @@ class _Reader:
             if isinstance(node, yaml.SequenceNode) and node.tag == _PREFIX + "seq":
                 return [self.value(item, (*loc, index)) for index, item in enumerate(node.value)]
             if isinstance(node, yaml.ScalarNode) and node.tag in _SCALAR_TAGS:
-                return _scalar(node)
+                return _scalar(node) if is_whole(node.value) else self._fault(node, loc, _half(node.value))
         finally:
             self._open.pop()
         return self._fault(node, loc, f"tag {node.tag.replace(_PREFIX, '!!')} is not allowed; write a plain value")
@@ -118,6 +119,8 @@ class _Reader:
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag not in _SCALAR_TAGS:
                 self._fault(key, loc, "a key must be plain text")
+            elif not is_whole(key.value):
+                self._fault(key, loc, _half(key.value))
             elif key.tag != _PREFIX + "merge":
                 place = (*loc, key.value)
                 if place not in self.document.keys:
@@ -160,6 +163,11 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     if node.tag == _PREFIX + "bool":
         return _BOOLS.get(node.value.lower(), node.value)
     return node.value
+
+
+def _half(text: str) -> str:
+    half = next(character for character in text if not is_whole(character))
+    return f"holds half a character (\\u{ord(half):04x})"
 
 
 def _mark(mark: yaml.Mark) -> Mark:

@@ -67,7 +67,10 @@ class Section(BaseModel):
             return {key: member for key, member in value.items() if member is not None}
         if isinstance(value, cls):
             return value
-        raise ValueError(f"must be a mapping, not {values.kind(value)}")
+        if isinstance(value, (list, tuple)):
+            raise ValueError("must be a mapping, not a list")
+        required = [field.alias or name for name, field in cls.model_fields.items() if field.is_required()]
+        raise ValueError(f"must be a mapping{' with ' if required else ''}{' and '.join(required)}")
 
 
 class Limits(Section):

@@ -34,6 +34,12 @@ def interpolate(text: str, env: Mapping[str, str]) -> str:
     What a variable holds is not interpolated again. ValueError names the variable that is missing.
     """
 
+    def known(name: str) -> str:
+        found = env.get(name, "")
+        if not is_whole(found):
+            raise ValueError(f"environment variable {name} is not UTF-8")
+        return found
+
     def value(match: re.Match[str]) -> str:
         if match["escape"]:
             return "${"
@@ -41,12 +47,21 @@ def interpolate(text: str, env: Mapping[str, str]) -> str:
         if name is None:
             raise ValueError("broken variable: write ${NAME} or ${NAME:-default}, or $${ for a literal ${")
         if default is not None:
-            return env.get(name) or default[2:]
+            return known(name) or default[2:]
         if name not in env:
             raise ValueError(f"environment variable {name} is not set; set it, or write ${{{name}:-default}}")
-        return env[name]
+        return known(name)
 
     return _VARIABLE.sub(value, text)
+
+
+def is_whole(text: str) -> bool:
+    """Whether text can be written as UTF-8: it holds no half of a character (surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text(value: Any) -> str:
@@ -146,7 +161,10 @@ def instant(value: Any) -> datetime:
             moment = moment.replace(tzinfo=UTC)
     if moment.tzinfo is None:
         raise ValueError("has no time zone; write it as 2027-01-01T00:00:00Z")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:  # in UTC it is before the year 1, or after 9999
+        raise ValueError("must be a moment such as 2027-01-01T00:00:00Z") from None
 
 
 def zone(value: Any) -> str:

@@ -23,6 +23,7 @@ from meter_proxy.usage import UsageRecord
 LABELS_FILE = "models"  # in the state directory: the workers share it
 REWRITE_S = 0.25  # a full disk is tried again this often
 STOP_S = 5.0  # what Redis does not have by then, it gets at the next start
+STOP_WHILE_DOWN_S = 1.0  # where Redis is known to be away, the same, sooner
 DAY_S = 86_400
 
 _log = logging.getLogger("meter_proxy.ledger")
@@ -204,14 +205,17 @@ class Ledger:
         return self._sync.regressions if self._sync is not None else 0
 
     async def stop(self) -> None:
-        """Write and send the rest, at most 5 s, and give the directory back. Nothing may be settled after it."""
+        """Write and send the rest, at most 5 s (1 s while Redis is away), and give the directory back.
+
+        Nothing may be settled after it.
+        """
         for task in (self._adoption, self._rewriting):
             if task is not None:
                 task.cancel()
         try:
             self._write_waiting()
         except OSError as exc:
-            _log.error("%d records could not be written (%s); they follow", len(self._unwritten), exc.strerror)
+            _log.error("%s could not be written (%s); see below", _records(len(self._unwritten)), exc.strerror)
             for _, _, line, _ in self._unwritten:
                 _log.error("%s", line.decode())
         try:
@@ -227,9 +231,10 @@ class Ledger:
     async def _stop_sync(self) -> None:
         if self._sync is None or self._running is None or self._store is None:
             return
-        complete = await self._sync.stop(self._running, STOP_S)
+        complete = await self._sync.stop(self._running, STOP_S if self._sync.store_up else STOP_WHILE_DOWN_S)
         if not complete:
-            _log.warning("the store is %d records behind; they are sent at the next start", self.unsynced)
+            if missing := self.unsynced:
+                _log.warning("not in the store yet, sent at the next start: %s", _records(missing))
         elif self._last is not None:
             try:
                 former.write_marker(self._journal.path, self._journal.length_bytes, self._last)
@@ -239,3 +244,7 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"<Ledger {self.directory} unsynced={self.unsynced} can_write={self.can_write} store_up={self.store_up}>"
+
+
+def _records(count: int) -> str:
+    return f"{count} record{'' if count == 1 else 's'}"

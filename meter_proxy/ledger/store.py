@@ -4,6 +4,10 @@ An operation takes at most 250 ms, then it has failed: the books are sent again.
 """
 
 import asyncio
+import os
+import re
+import socket
+import ssl
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, cast
@@ -13,6 +17,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError, NoScriptError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError as RedisResponseError
 
 from meter_proxy.errors import CannotStart, StoreError
@@ -22,6 +27,8 @@ from meter_proxy.ledger.sync import Merge
 OPERATION_S = 0.25
 CHECK_S = 5.0  # at the start: a server that is still loading its data is waited for
 OLDEST_REDIS = (7, 0)
+START_IT = "start it, or set redis.url"
+NO_TLS = "if it does not speak TLS, write redis://"
 
 _SCRIPT = files("meter_proxy.ledger").joinpath("sync.lua").read_text("utf-8")
 
@@ -54,6 +61,8 @@ class Store:
             )
         except ValueError as exc:
             raise StoreError(f"redis.url: {exc}") from None  # from None: the cause may hold the URL
+        self._has_password = bool(self._client.connection_pool.connection_kwargs.get("password"))
+        self._speaks_tls = url.startswith("rediss:")
         self._sha = ""
 
     async def check(self) -> None:
@@ -68,15 +77,25 @@ class Store:
         except StoreError:
             raise
         except TimeoutError as exc:
-            raise StoreError(f"{self.address} did not answer within {CHECK_S:.0f} s") from exc
-        except AuthenticationError as exc:
-            raise StoreError(f"{self.address} refused the user name or password in redis.url") from exc
-        except NoPermissionError as exc:
-            raise StoreError(f"{self.address}: the user in redis.url lacks a permission: {exc}") from exc
-        except RedisResponseError as exc:
-            raise StoreError(f"{self.address} refused: {exc}") from exc
+            hint = f"; {NO_TLS}" if self._speaks_tls else ""  # a server without TLS waits for the end of a line
+            raise StoreError(f"{self.address} did not answer within {CHECK_S:g} s{hint}") from exc
+        except RedisConnectionError as exc:
+            raise self._translated(exc, advice=f"; {NO_TLS if _is_tls_error(exc) else START_IT}") from exc
         except (RedisError, OSError) as exc:
-            raise StoreError(f"cannot reach {self.address}: {exc}") from exc
+            raise self._translated(exc) from exc
+
+    def _translated(self, exc: Exception, *, advice: str = "") -> StoreError:
+        """Say what the client library's error means, in one line with the address once."""
+        match exc:
+            case AuthenticationError() if not self._has_password:
+                return StoreError(f"redis.url has no password, and {self.address} wants one")
+            case AuthenticationError():
+                return StoreError(f"{self.address} refused the user name or password in redis.url")
+            case NoPermissionError():
+                return StoreError(f"{self.address}: the user in redis.url lacks a permission: {exc}")
+            case RedisResponseError():
+                return StoreError(f"{self.address} refused: {exc}")
+        return StoreError(f"cannot reach {self.address}: {_reason(exc)}{advice}")
 
     async def _info_when_loaded(self) -> dict[str, Any]:
         while True:
@@ -133,7 +152,7 @@ class Store:
         except TimeoutError as exc:
             raise StoreError(f"{self.address} did not answer within {OPERATION_S * 1000:.0f} ms") from exc
         except (RedisError, OSError) as exc:
-            raise StoreError(f"{self.address}: {exc}") from exc
+            raise self._translated(exc) from exc
         return [self._judge(reply) for reply in replies]
 
     async def _load_script(self) -> None:
@@ -148,7 +167,7 @@ class Store:
     def _judge(self, reply: Any) -> bool | StoreError:
         if not isinstance(reply, Exception):
             return bool(reply)
-        error = StoreError(f"{self.address}: {reply}")
+        error = self._translated(reply)
         if _concerns_one_key(reply):
             return error
         raise error from reply
@@ -159,6 +178,32 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self.address}>"
+
+
+def _cause(exc: Exception) -> BaseException:
+    """Return the system's own error, where the client library has wrapped one."""
+    return exc.__cause__ or exc.__context__ or exc
+
+
+def _is_tls_error(exc: Exception) -> bool:
+    cause = _cause(exc)
+    return isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLCertVerificationError)
+
+
+def _reason(exc: Exception) -> str:
+    """Return why there is no connection, in words; the client library's own text repeats the address."""
+    match cause := _cause(exc):
+        case ssl.SSLCertVerificationError():
+            return f"its TLS certificate is not trusted, {cause.verify_message}"
+        case ssl.SSLError():
+            return f"TLS failed, {(cause.reason or 'no reason given').replace('_', ' ').lower()}"
+        case socket.gaierror():
+            return str(cause.strerror).lower()
+        case OSError() if number := re.search(r"\[Errno (\d+)\]", str(cause)):  # the first, if several were tried
+            return os.strerror(int(number[1])).lower()
+        case ConnectionResetError():
+            return "connection reset"
+    return str(exc).rstrip(".")
 
 
 def _concerns_one_key(reply: Exception) -> bool:

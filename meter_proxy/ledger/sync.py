@@ -132,6 +132,8 @@ class Sync:
                 if self.store_up or backoff_s == BACKOFF_FIRST_S:
                     _log.warning("the store does not take the books, trying on: %s", exc)
                 self.store_up = False
+                if self._stop_asked.is_set() and not self._dirty:
+                    return
                 self._batch_size = max(1, self._batch_size // 2)  # perhaps it is only slow
                 await self._back_off(backoff_s * (0.5 + 0.5 * self._jitter()))
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)

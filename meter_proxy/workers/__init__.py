@@ -9,6 +9,7 @@ thread and keeps it that way: a fork copies only the thread that calls it, and t
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ from meter_proxy.workers.supervisor import Supervisor
 
 EMBEDDED = "embedded"
 FORMER_WORKERS_S = 3.0  # the workers of a killed parent settle and end within 1 s
+
+_log = logging.getLogger("meter_proxy.workers")
 
 __all__ = ["ServeWorker", "Supervisor", "serve"]
 
@@ -47,6 +50,7 @@ def serve(config: Config, serve_worker: ServeWorker, *, say: Callable[[str], Non
             finally:
                 if store is not None:
                     store.stop()  # last: until then workers bring their books there
+            _log.info("stopped")
     finally:
         lock.release()
 

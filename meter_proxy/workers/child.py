@@ -5,6 +5,7 @@ that may be used here, and nothing may be kept alive here that the parent closes
 """
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -28,9 +29,11 @@ READY = b"ready\n"
 LEAVING = b"leaving\n"  # told to end: takes no new connections
 CANNOT_START = b"cannot start: "  # and why, up to the end of the line
 
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 ORPHAN_S = 0.9  # when the parent is gone: settle, and be gone within a second
 HURRY_AGAIN_S = 0.1  # a cancelled worker drains first; cancelled again, it does not
 
+_libc = ctypes.CDLL(None)  # here, not after the fork
 _log = logging.getLogger("meter_proxy.workers")
 
 
@@ -70,6 +73,7 @@ def run(
     code = 1
     try:
         _let_go_of_parent({sock.fileno(), control.fileno()})
+        _end_with_parent()
         worker = _serve(config, serve_worker, index, sock, control, store_url, signals)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(worker)
@@ -105,6 +109,20 @@ def _let_go_of_parent(keep: Collection[int]) -> None:
             os.dup2(null, fd, inheritable=False)
 
 
+def _end_with_parent() -> None:
+    """Be gone soon after the parent, even if the event loop hangs and never reads the end of `control`.
+
+    The kernel's signal at the parent's death starts the clock; until it runs out there is time to settle.
+    """
+    signal.signal(signal.SIGUSR1, lambda *_: _be_gone_within(ORPHAN_S))
+    if sys.platform == "linux":
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
+
+
+def _be_gone_within(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM ends us, even if the loop hangs
+
+
 async def _serve(
     config: Config,
     serve_worker: ServeWorker,
@@ -137,7 +155,7 @@ async def _serve(
 
     def parent_is_gone() -> None:
         loop.remove_reader(control)
-        signal.setitimer(signal.ITIMER_REAL, ORPHAN_S)  # SIGALRM ends us, even if the loop hangs
+        _be_gone_within(ORPHAN_S)
         hurry()
 
     loop.add_signal_handler(signal.SIGTERM, leave)

@@ -37,6 +37,7 @@ AT_ONCE_WITHIN_S = 10.0  # ... within this time: a crash loop must not eat the m
 KILL_AFTER_S = 8.0  # after the drain time: to cut what is left (2 s), and for the last books to reach the store (5 s)
 KILL_HURRIED_S = 2.0  # after a second signal
 ADMIN_STOP_S = 0.5
+SAY_WHAT_IS_OPEN_AFTER_S = 0.5  # by then the workers' snapshots are of after the signal, and idle workers are gone
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
@@ -280,8 +281,9 @@ class Supervisor:
             self._loop.call_later(KILL_HURRIED_S, self._kill)
         else:
             drain_s = self._config.limits.drain_timeout_s
-            _log.info("stopping: waiting at most %g s for open streams to end", drain_s)
+            _log.info("stopping")
             self._stopping = True
+            self._loop.call_later(SAY_WHAT_IS_OPEN_AFTER_S, self._say_what_is_open, drain_s)
             self._metrics.draining.set(1)
             for worker in self._workers:
                 if worker.next_start is not None:
@@ -289,6 +291,11 @@ class Supervisor:
             self._loop.call_later(drain_s + KILL_AFTER_S, self._kill)
         self._signal(signal.SIGTERM)
         self._end_if_alone()
+
+    def _say_what_is_open(self, drain_s: float) -> None:
+        count = int(sum(self._metrics.inflight.values.values()))
+        if count:
+            _log.info("waiting at most %g s for %d open exchange%s to end", drain_s, count, "" if count == 1 else "s")
 
     def _refuse_reload(self) -> None:
         """SIGHUP."""

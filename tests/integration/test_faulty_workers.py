@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.support.proc import REPOSITORY
+from tests.support.proc import REPOSITORY, is_running
 from tests.support.waiting import PATIENCE_S, until
 
 
@@ -85,6 +87,21 @@ async def test_a_crash_loop_does_not_eat_the_machine(tmp_path: Path) -> None:
         assert parent.starts <= 6
         parent.process.terminate()
         assert await parent.ended() == 0
+
+
+async def test_a_worker_that_hangs_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    """Else the state directory would stay in use, and nobody would know by whom."""
+    async with parent_of("hangs", tmp_path) as parent:
+        await parent.ready()
+        pid = parent.process.pid
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        assert len(children) == 2
+        parent.process.kill()
+        try:
+            await until(lambda: not any(map(is_running, children)), "the end of all children", within_s=2.0)
+        finally:
+            for child in filter(is_running, children):
+                os.kill(child, signal.SIGKILL)
 
 
 async def test_a_worker_that_hangs_is_killed_at_the_end(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger import Ledger
@@ -248,16 +249,67 @@ async def test_a_replica_is_refused(server: StoreServer) -> None:
             client.replicaof("no", "one")
 
 
-async def test_an_unreachable_server_is_refused_in_one_line() -> None:
-    """The address is shown, the password is not."""
+async def test_a_missing_password_is_told_apart_from_a_wrong_one(server: StoreServer) -> None:
+    """Nobody looks for a typo in a password that is not there."""
+    server.configure(requirepass="hidden")
+    try:
+        with pytest.raises(CannotStart) as refusal:
+            await check_store(server.url)
+        assert str(refusal.value) == f"redis.url has no password, and Redis at 127.0.0.1:{server.port} wants one"
+        with pytest.raises(StoreError, match=r"redis\.url has no password"):
+            await Store(server.url).merge([])
+    finally:
+        with Redis.from_url(f"redis://:hidden@127.0.0.1:{server.port}/0") as client:
+            client.config_set("requirepass", "")
+
+
+async def refusal_of(url: str) -> str:
+    """The one line with which `check_store` refuses; it never holds `hidden`."""
+    with pytest.raises(CannotStart) as refusal:
+        await check_store(url)
+    assert "hidden" not in str(refusal.value)
+    return str(refusal.value)
+
+
+async def test_an_unreachable_server_is_refused_in_one_clean_line() -> None:
+    """The address is shown once, the password is not; the reason is in words, and what to do about it."""
     port = free_port()
     for scheme in ("redis", "rediss"):
-        with pytest.raises(CannotStart, match=f"cannot reach Redis at 127.0.0.1:{port}") as refusal:
-            await check_store(f"{scheme}://user:hidden@127.0.0.1:{port}/0?password=hidden")
-        assert "hidden" not in str(refusal.value)
-        assert "\n" not in str(refusal.value)
-    with pytest.raises(CannotStart, match=r"/no/such\.sock"):
-        await check_store("unix:///no/such.sock")
+        assert await refusal_of(f"{scheme}://user:hidden@127.0.0.1:{port}/0?password=hidden") == (
+            f"cannot reach Redis at 127.0.0.1:{port}: connection refused; start it, or set redis.url"
+        )
+    assert await refusal_of("unix:///no/such.sock") == (
+        "cannot reach Redis at /no/such.sock: no such file or directory; start it, or set redis.url"
+    )
+    assert await refusal_of("redis://no-such-host.invalid:1") == (
+        "cannot reach Redis at no-such-host.invalid:1: name or service not known; start it, or set redis.url"
+    )
+    with pytest.raises(StoreError, match=f"^cannot reach Redis at 127.0.0.1:{port}: connection refused$"):
+        await Store(f"redis://127.0.0.1:{port}").merge([])
+
+
+async def test_a_server_without_tls_is_told_apart(server: StoreServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the end of a line that never comes."""
+    monkeypatch.setattr("meter_proxy.ledger.store.CHECK_S", 0.3)
+    assert await refusal_of(f"rediss://127.0.0.1:{server.port}/0") == (
+        f"Redis at 127.0.0.1:{server.port} did not answer within 0.3 s; if it does not speak TLS, write redis://"
+    )
+
+
+async def test_what_speaks_no_tls_at_all_is_told_apart() -> None:
+    """A web server, for instance, answers at once, in plain text."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        assert await refusal_of(f"rediss://127.0.0.1:{port}") == (
+            f"cannot reach Redis at 127.0.0.1:{port}: TLS failed, wrong version number; "
+            "if it does not speak TLS, write redis://"
+        )
 
 
 @pytest.mark.parametrize("url", ["redis+sentinel://a:1/mymaster", "redis+cluster://a:1"])

@@ -1,6 +1,7 @@
 """`meter-proxy serve` as processes: start, death, drain, end."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -332,6 +333,7 @@ async def test_sigterm_lets_streams_end(tmp_path: Path) -> None:
             return await is_unready(proxy)
 
         await until_async(is_draining, "readyz to say 503")
+        await until(lambda: "waiting at most 60 s for 1 open exchange" in proxy.stderr, "the word about it")
 
         await until_async(lambda: refuses(proxy), "a refused connection")
         for _ in EVENTS:
@@ -342,6 +344,17 @@ async def test_sigterm_lets_streams_end(tmp_path: Path) -> None:
         await client.__aexit__(None, None, None)
     (record,) = iter_records(tmp_path / "state")
     assert (record.outcome, record.output_tokens) == (Outcome.COMPLETED, 5)
+
+
+async def test_a_stop_with_nothing_open_waits_for_nothing(tmp_path: Path) -> None:
+    """And says so: two lines, the beginning and the end."""
+    async with proxy_before(Streams(EVENTS), tmp_path, workers=2) as proxy:
+        await ask(proxy)
+        before = len(proxy.stderr)
+        proxy.send_signal(signal.SIGTERM)
+        assert await proxy.ended() == 0
+        said = [json.loads(line)["message"] for line in proxy.stderr[before:].splitlines()]
+        assert said == ["stopping", "stopped"]
 
 
 async def refuses(proxy: ProxyProcess) -> bool:

@@ -71,6 +71,11 @@ def _alice(members: str) -> str:
             f"id: alice, quotas: unlimited, secret: [{DIGEST}, {DIGEST}, {DIGEST}]",
             ["4:44: keys[0].secret: must have at most 2 entries"],
         ),
+        (
+            _alice("quotas: unlimitd"),
+            ["4:106: keys[0].quotas: must be a list, or unlimited; did you mean 'unlimited'?"],
+        ),
+        (_alice("quotas: {}"), ["4:106: keys[0].quotas: must be a list, or unlimited"]),
         (_alice("quotas: unlimited, models: []"), ["4:125: keys[0].models: must not be empty"]),
     ],
 )

@@ -31,7 +31,7 @@ def test_places_are_written_as_people_do() -> None:
         ("workers: 100k", ["3:10: workers: must be at most 256"]),
         ("listen: 8080", ["3:9: listen: must be HOST:PORT, such as 127.0.0.1:8080"]),
         ("listen: 127.0.0.1:9090", ["1:1: admin: must differ from listen"]),
-        ("limits: 5", ["3:9: limits: must be a mapping, not text"]),
+        ("limits: 5", ["3:9: limits: must be a mapping"]),
         ("limits: {max_event: 0}", ["3:21: limits.max_event: must be at least 1"]),
         ("limits: {drain: 5s}", ["3:10: limits.drain: unknown key 'drain'"]),
         (
@@ -62,15 +62,23 @@ def test_places_are_written_as_people_do() -> None:
         ),
         ("plans: {free plan: {}}", ["3:9: plans[\"free plan\"]: must be 1 to 64 of the characters A-Z a-z 0-9 . _ -"]),
         ("plans: {free: {quotas: {}}}", ["3:24: plans.free.quotas: must be a list"]),
-        ("plans: {free: {quotas: [5]}}", ["3:25: plans.free.quotas[0]: must be a mapping, not text"]),
+        ("plans: {free: {quotas: [5]}}", ["3:25: plans.free.quotas[0]: must be a mapping"]),
         ("keys: {}", ["3:7: keys: must be a list"]),
         ("keys: [~]", ["3:8: keys[0].id: is required"]),
         ("state_dir: []", ["3:12: state_dir: must be text, not a list"]),
+        ("path_prefixes: [\"/\\ud800\"]", ["3:17: path_prefixes[0]: holds half a character (\\ud800)"]),
+        ("\"\\ud800\": 1", ["3:1: holds half a character (\\ud800)"]),
+        ("state_dir: ${LATIN}", ["3:12: state_dir: environment variable LATIN is not UTF-8"]),
+        (
+            f"keys: [{{id: a, secret: {DIGEST}, quotas: unlimited, expires_at: \"0001-01-01T00:00:00+14:00\"}}]",
+            ["3:128: keys[0].expires_at: must be a moment such as 2027-01-01T00:00:00Z"],
+        ),
+        ("listen: 127.0.0.1:" + "9" * 5000, ["3:9: listen: must be HOST:PORT, such as 127.0.0.1:8080"]),
     ],
 )  # fmt: skip
 def test_top_level(tmp_path: Path, text: str, faults: list[str]) -> None:
     """Faults of the proxy's own settings."""
-    assert faults_of(BASE + text, tmp_path) == faults
+    assert faults_of(BASE + text, tmp_path, {"LATIN": b"\xe9".decode("utf-8", "surrogateescape")}) == faults
 
 
 @pytest.mark.parametrize(
@@ -78,7 +86,7 @@ def test_top_level(tmp_path: Path, text: str, faults: list[str]) -> None:
     [
         ("{}", ["1:20: upstreams.local.base_url: is required"]),
         ("~", ["1:20: upstreams.local.base_url: is required"]),
-        ("http://h", ["1:20: upstreams.local: must be a mapping, not text"]),
+        ("http://h", ["1:20: upstreams.local: must be a mapping with base_url"]),
         (
             "{base_url: http://h, api_key: a, api_key_file: secret}",
             ["1:20: upstreams.local: has both api_key and api_key_file; take one"],
@@ -100,6 +108,10 @@ def test_top_level(tmp_path: Path, text: str, faults: list[str]) -> None:
                 "1:52: upstreams.local.tokenizer: must be one of auto, upstream, o200k_base, cl100k_base, none, "
                 "FILE.json; did you mean 'cl100k_base'?"
             ],
+        ),
+        (
+            "{base_url: http://h, tokenizer: " + "t" * 300 + ".json}",
+            ["1:52: upstreams.local.tokenizer: cannot read " + "t" * 300 + ".json: File name too long"],
         ),
         ("{base_url: http://h, tokenizer: t.json}", ["1:52: upstreams.local.tokenizer: there is no file t.json"]),
         (
@@ -134,11 +146,19 @@ def test_upstreams(tmp_path: Path, upstream: str, faults: list[str]) -> None:
     ("models", "faults"),
     [
         ("{'*': {}}", ["2:15: models[\"*\"].upstream: is required"]),
-        ("{'*': local}", ["2:15: models[\"*\"]: must be a mapping, not text"]),
+        ("{'*': local}", ["2:15: models[\"*\"]: must be a mapping with upstream"]),
         ("{a: {upstream: locl}}", ["2:24: models.a.upstream: there is no upstream 'locl'; did you mean 'local'?"]),
         ("{a: {upstream: [local, x]}}", ["2:32: models.a.upstream[1]: there is no upstream 'x'"]),
         ("{a: {upstream: [local, local]}}", ["2:32: models.a.upstream[1]: upstream 'local' is listed twice"]),
         ("{a: {upstream: []}}", ["2:24: models.a.upstream: must not be empty"]),
+        ("{a: {upstream: local, price: 1}}", ["2:38: models.a.price: must be a mapping with input and output"]),
+        (
+            "{a: {upstream: local, price: {inputs: 0.10, output: 0.40}}}",
+            [
+                "2:38: models.a.price.input: is required",
+                "2:39: models.a.price.inputs: unknown key 'inputs'; did you mean 'input'?",
+            ],
+        ),
         ("{a: {upstream: local, price: {input: 1}}}", ["2:38: models.a.price.output: is required"]),
         (
             "{a: {upstream: local, price: {input: -1, output: x}}}",
@@ -250,6 +270,6 @@ keys:
 
 def test_the_example_of_the_contract_is_good(tmp_path: Path) -> None:
     """The page that outsiders read can be copied as it is; only the variable must be set."""
-    assert faults_of(EXAMPLE, tmp_path, {"CI_KEY": "sk-ci"}) == []
-    assert config_of(EXAMPLE, tmp_path, {"CI_KEY": "sk-ci"}).keys[1].id == "ci"
+    assert faults_of(EXAMPLE, tmp_path, {"CI_KEY": "sk-ci-team"}) == []
+    assert config_of(EXAMPLE, tmp_path, {"CI_KEY": "sk-ci-team"}).keys[1].id == "ci"
     assert faults_of(EXAMPLE, tmp_path) == ["47:13: keys[1].secret: environment variable CI_KEY is not set"]

@@ -28,7 +28,7 @@ keys:
   - {id: off, secret: {env: O}, quotas: unlimited, disabled: true}
   - {id: ends, secret: {env: E}, quotas: unlimited, expires_at: 2027-01-01T00:00:00Z}
 """
-ENV = {"A1": "sk-a1", "A2": "sk-a2", "S": "sk-s", "O": "sk-o", "E": "sk-e"}
+ENV = {"A1": "secret-a1", "A2": "secret-a2", "S": "secret-s", "O": "secret-o", "E": "secret-e"}
 NEW_YEAR = datetime(2027, 1, 1, tzinfo=UTC).timestamp()
 
 
@@ -50,14 +50,14 @@ def table(directory: Path) -> ModelTable:
 @pytest.mark.parametrize(
     ("secret", "now", "key_id"),
     [
-        (b"sk-a1", 0.0, "all"),
-        (b"sk-a2", 0.0, "all"),
-        (b"sk-s", 0.0, "some"),
-        (b"sk-o", 0.0, None),
-        (b"sk-e", NEW_YEAR - 0.001, "ends"),
-        (b"sk-e", NEW_YEAR, None),
-        (b"sk-a", 0.0, None),
-        (b"sk-a1\n", 0.0, None),
+        (b"secret-a1", 0.0, "all"),
+        (b"secret-a2", 0.0, "all"),
+        (b"secret-s", 0.0, "some"),
+        (b"secret-o", 0.0, None),
+        (b"secret-e", NEW_YEAR - 0.001, "ends"),
+        (b"secret-e", NEW_YEAR, None),
+        (b"secret-a", 0.0, None),
+        (b"secret-a1\n", 0.0, None),
         (b"", 0.0, None),
     ],
 )
@@ -108,13 +108,13 @@ def test_price_and_bound_come_along(table: ModelTable) -> None:
 
 def test_a_key_gets_only_its_models(ring: KeyRing, table: ModelTable) -> None:
     """Patterns of the key are held against the name asked for, whichever entry it would go to."""
-    key = _key(ring, b"sk-s")
+    key = _key(ring, b"secret-s")
     assert table.resolve("gpt-4o", key) is not None
     assert table.resolve("gpt-4o-mini", key) is not None
     assert table.resolve("[beta]y", key) is not None
     assert table.resolve("gpt-5", key) is None
     assert table.resolve("xgpt-4o", key) is None
-    assert table.resolve("gpt-5", _key(ring, b"sk-a1")) is not None
+    assert table.resolve("gpt-5", _key(ring, b"secret-a1")) is not None
 
 
 def test_unknown_models_resolve_to_nothing(directory: Path) -> None:
@@ -127,5 +127,5 @@ def test_unknown_models_resolve_to_nothing(directory: Path) -> None:
 def test_the_list_of_models_holds_names_only(ring: KeyRing, table: ModelTable) -> None:
     """Patterns are not listed; their upstreams are known to those who want to ask them."""
     assert table.list(None) == ["gpt-4o", "auto", "[beta]x"]
-    assert table.list(_key(ring, b"sk-s")) == ["gpt-4o", "[beta]x"]
+    assert table.list(_key(ring, b"secret-s")) == ["gpt-4o", "[beta]x"]
     assert table.passthrough_upstreams == ("one", "two")

@@ -16,7 +16,7 @@ from tests.unit.config.yaml_cases import BASE, DIGEST, EXAMPLE, config_of
 
 def test_the_example_in_the_words_of_the_code(tmp_path: Path) -> None:
     """Units are in the names, and every value is what the YAML said."""
-    config = config_of(EXAMPLE, tmp_path, {"CI_KEY": "sk-ci", "UPSTREAM_KEY": "sk-up"})
+    config = config_of(EXAMPLE, tmp_path, {"CI_KEY": "sk-ci-team", "UPSTREAM_KEY": "sk-up"})
     assert (config.listen, config.admin) == (Address("127.0.0.1", 8080), Address("127.0.0.1", 9090))
     assert config.admin_token is None
     assert (config.workers, config.state_dir) == (2, tmp_path / "state")

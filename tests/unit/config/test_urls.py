@@ -134,6 +134,13 @@ def test_a_wrong_store_url_is_never_repeated(url: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_only_what_is_served_is_advertised() -> None:
+    """Sentinels and clusters are good to name, but no advice to follow in this version."""
+    with pytest.raises(ValueError) as caught:
+        urls.store_url("http://h")
+    assert str(caught.value) == "must be embedded, or a URL with redis://, rediss:// or unix://"
+
+
 def test_a_store_is_shown_without_its_password() -> None:
     """Neither repr nor the printable form of the store's URL holds user, password or parameters."""
     redis = RedisConfig(url="redis://user:hunt@er2@h:6379/3?password=hunter3")

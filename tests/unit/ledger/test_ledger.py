@@ -29,6 +29,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sync, "BACKOFF_MAX_S", 0.01)
     monkeypatch.setattr(ledger, "REWRITE_S", 0.001)
     monkeypatch.setattr(ledger, "STOP_S", 0.2)
+    monkeypatch.setattr(ledger, "STOP_WHILE_DOWN_S", 0.02)
 
 
 @pytest.fixture
@@ -173,6 +174,40 @@ async def test_a_store_that_lost_data_gets_everything_again(make: MakeLedger, tm
     await books.stop()
     assert books.regressions == 1
     assert store.totals() == totals_of(iter_records(tmp_path))
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 record"), (3, "3 records")])
+async def test_a_stop_while_the_store_is_down_is_short(
+    make: MakeLedger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, count: int, words: str
+) -> None:
+    """There is no hope that it comes back just now; what it lacks is said."""
+    monkeypatch.setattr(ledger, "STOP_S", 60.0)
+    books = make(Unreachable())
+    await books.start()
+    for _ in range(count):
+        books.settle(usage_record())
+    async with asyncio.timeout(2):
+        await books.stop()
+    assert caplog.messages[-1] == f"not in the store yet, sent at the next start: {words}"
+
+
+async def test_nothing_is_said_of_a_dead_store_that_lacks_nothing(
+    make: MakeLedger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has everything, so there is nothing to wait for, either."""
+    monkeypatch.setattr(ledger, "STOP_S", 60.0)
+    monkeypatch.setattr(ledger, "STOP_WHILE_DOWN_S", 60.0)
+    books = make(store := Unreachable())
+    store.is_away = False
+    await books.start()
+    books.settle(usage_record())
+    await until(lambda: books.unsynced == 0, "everything is acknowledged")
+    store.is_away = True
+    await until(lambda: not books.store_up, "it is known to be down")
+    async with asyncio.timeout(2):
+        await books.stop()
+    assert not any("next start" in message for message in caplog.messages)
+    assert list(books.directory.glob("*.synced"))
 
 
 async def test_the_next_start_sends_what_the_last_could_not(make: MakeLedger, tmp_path: Path) -> None:
