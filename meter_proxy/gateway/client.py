@@ -15,6 +15,8 @@ from typing import Protocol, cast
 
 from aiohttp import web
 
+from meter_proxy.gateway.http1 import chunk
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
 
 
@@ -65,7 +67,7 @@ class ClientConnection(asyncio.Protocol):
         elif framed is not None:
             self.transport.write(framed)
         else:
-            self.transport.write(b"%x\r\n%b\r\n" % (len(payload), payload))
+            self.transport.write(chunk(payload))
 
     def break_off(self, *, linger_s: float) -> None:
         """End the reply so that the client cannot take it for whole: no last chunk, no missing byte made up.

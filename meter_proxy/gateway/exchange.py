@@ -29,6 +29,7 @@ from meter_proxy.gateway.settlement import make_record
 from meter_proxy.gateway.upstream import UpstreamConnection
 from meter_proxy.ledger.admission import Admission
 from meter_proxy.ledger.slots import Slot
+from meter_proxy.metering.billing import outcome_of_status
 from meter_proxy.metering.injection import NOTHING_HIDDEN, RunningUsage, rewrite_body
 from meter_proxy.metering.meter import Meter, meter_for
 from meter_proxy.usage import Operation, Outcome, UsageRecord
@@ -145,13 +146,11 @@ class Exchange:
         """
         call, refusals = self.call, self._gateway.refusals
         include_usage, running = False, RunningUsage.OFF
-        if call.asked.stream and call.operation is not Operation.EMBEDDINGS:
+        takes_fields = call.asked.stream and call.operation is not Operation.EMBEDDINGS
+        if takes_fields and not refusals.is_known(self._pool.name, call.model.upstream_model):
+            include_usage = True
             async with self.relay.unless_client_lost():
                 running = await self._gateway.identities.running_usage(self._pool.name)
-            if not refusals.is_known(self._pool.name, call.model.upstream_model):
-                include_usage = True
-            else:
-                running = RunningUsage.OFF
         body = self._prepare_body(include_usage, running)
         head = await self._send(body)
         if head.status in (400, 422) and include_usage:
@@ -289,8 +288,9 @@ class Exchange:
             return self._outcome
         if relay.client_lost and relay.finished_at_loss:
             return Outcome.COMPLETED
-        if self.status is not None and self.status >= 300:  # a redirect is no answer, and is not followed
-            return Outcome.CLIENT_ERROR if 400 <= self.status < 500 else Outcome.UPSTREAM_FAILED
+        failure = outcome_of_status(self.status)
+        if failure is not None:
+            return failure
         if relay.lost_by_cut:
             return Outcome.DRAINED
         if relay.client_lost:

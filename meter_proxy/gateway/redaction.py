@@ -2,8 +2,7 @@
 
 import msgspec
 
-from meter_proxy.metering.meter import Reading
-from meter_proxy.usage import NO_USAGE, Basis
+from meter_proxy.metering.meter import NullMeter
 
 
 def masked(text: str, secret: str | None) -> str:
@@ -11,25 +10,17 @@ def masked(text: str, secret: str | None) -> str:
     return text.replace(secret, "*" * len(secret)) if secret else text
 
 
-class RedactedError:
+class RedactedError(NullMeter):
     """A `Meter` for an upstream's error: passes it on, bills nothing, masks the operator's credential.
 
     The mask has the credential's length, so a Content-Length stays right. Bytes may be cut anywhere; at
     most the beginning of a possible credential is held back.
     """
 
-    content_events = 0
-    finished = False
-    failed = False
-    has_usage = False
-    reads_at_end = False
-    response_model = None
-
     def __init__(self, secret: str) -> None:
+        super().__init__()
         self._secret = secret.encode()
         self._held = b""
-        self.done = False
-        self.bad_usage: list[str] = []
 
     def feed(self, data: bytes) -> bytes:
         secret = self._secret
@@ -44,15 +35,9 @@ class RedactedError:
         held, self._held, self.done = self._held, b"", True
         return held
 
-    def usage_so_far(self) -> Reading:
-        return Reading(usage=NO_USAGE, basis=Basis.NONE, input_basis=None)
 
-
-class WithheldError(RedactedError):
+class WithheldError(NullMeter):
     """In place of an error that came compressed, though we ask for `identity`: a credential in it cannot be seen."""
-
-    def __init__(self) -> None:
-        super().__init__("")
 
     def feed(self, data: bytes) -> bytes:
         return b""

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from meter_proxy.gateway.inbound import Call
 from meter_proxy.ledger.admission import Admission
-from meter_proxy.metering.billing import NOTHING, bill
 from meter_proxy.metering.pricing import TokenPrice
 from meter_proxy.metering.tally import NOTHING as NOTHING_SEEN
 from meter_proxy.usage import UsageRecord
@@ -38,16 +37,9 @@ def make_record(exchange: "Exchange", *, now: float) -> UsageRecord:
     """The record of `exchange` as if it ended at `now` (`time.perf_counter`, seconds)."""
     admission, relay, outcome = exchange.admission, exchange.relay, exchange.outcome
     meter, first_token_at = relay.meter, relay.first_token_at
-    billed = NOTHING
-    if exchange.reached_upstream:
-        billed = bill(
-            meter.usage_so_far() if meter is not None else NOTHING_SEEN,
-            outcome,
-            input_text_bytes=admission.input_text_bytes,
-            prompt_always=admission.prompt_always,
-        )
+    reading = meter.usage_so_far() if meter is not None else NOTHING_SEEN
     return admission.record(
-        billed,
+        admission.bill(reading, outcome, reached_upstream=exchange.reached_upstream),
         outcome=outcome,
         status=exchange.status,
         response_model=meter.response_model if meter is not None else None,

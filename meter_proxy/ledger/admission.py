@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 
 from meter_proxy.ledger.slots import TEXT_BYTES
-from meter_proxy.metering.billing import Bill
+from meter_proxy.metering.billing import NOTHING, Bill, bill
 from meter_proxy.metering.pricing import TokenPrice, cost_nano_usd
+from meter_proxy.metering.tally import Reading
 from meter_proxy.usage import Operation, Outcome, UsageRecord
 
 MAX_NAME_CHARS = 200  # in a slot; a longer model name is cut there, and only there
@@ -28,6 +29,12 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_always: bool = False
     price: TokenPrice | None = None
     client_request_id: str | None = None
+
+    def bill(self, reading: Reading, outcome: Outcome, *, reached_upstream: bool) -> Bill:
+        """What is billed if this exchange ends so; nothing where no byte of it reached an upstream."""
+        if not reached_upstream:
+            return NOTHING
+        return bill(reading, outcome, input_text_bytes=self.input_text_bytes, prompt_always=self.prompt_always)
 
     def record(
         self,

@@ -15,7 +15,7 @@ from meter_proxy.ledger.admission import Admission, read_admission
 from meter_proxy.ledger.journal import Journal, encode_line
 from meter_proxy.ledger.labels import ModelLabels
 from meter_proxy.ledger.slots import Progress, read_live
-from meter_proxy.metering.billing import NOTHING, bill
+from meter_proxy.metering.billing import outcome_of_status
 from meter_proxy.usage import Outcome, UsageRecord
 
 _log = logging.getLogger("meter_proxy.ledger")
@@ -58,16 +58,8 @@ def _record(progress: Progress, now: float) -> UsageRecord | None:
         _log.error("a slot holds no exchange that can be read: %r", progress)
         return None
     outcome = _outcome(progress)
-    billed = NOTHING
-    if progress.reached_upstream:
-        billed = bill(
-            progress.reading,
-            outcome,
-            input_text_bytes=admission.input_text_bytes,
-            prompt_always=admission.prompt_always,
-        )
     return admission.record(
-        billed,
+        admission.bill(progress.reading, outcome, reached_upstream=progress.reached_upstream),
         outcome=outcome,
         status=progress.status,
         response_model=None,
@@ -78,8 +70,9 @@ def _record(progress: Progress, now: float) -> UsageRecord | None:
 
 def _outcome(progress: Progress) -> Outcome:
     """An exchange that was over before the kill is what it was; only the others have crashed."""
-    if progress.status is not None and progress.status >= 300:
-        return Outcome.CLIENT_ERROR if 400 <= progress.status < 500 else Outcome.UPSTREAM_FAILED
+    failure = outcome_of_status(progress.status)
+    if failure is not None:
+        return failure
     if progress.failed:
         return Outcome.UPSTREAM_FAILED
     return Outcome.COMPLETED if progress.finished or progress.done else Outcome.CRASHED

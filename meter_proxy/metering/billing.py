@@ -23,6 +23,13 @@ class Bill(NamedTuple):
 NOTHING = Bill(Usage(input_tokens=0, output_tokens=0), Basis.NONE, Basis.NONE)
 
 
+def outcome_of_status(status: int | None) -> Outcome | None:
+    """What the status of the head says by itself: a failure, or None. A redirect is no answer: it is not followed."""
+    if status is None or status < 300:
+        return None
+    return Outcome.CLIENT_ERROR if 400 <= status < 500 else Outcome.UPSTREAM_FAILED
+
+
 def bill(reading: Reading, outcome: Outcome, *, input_text_bytes: int, prompt_always: bool) -> Bill:
     """What is billed for an exchange that reached an upstream and ended with `outcome`.
 
