@@ -45,18 +45,26 @@ class _Edit(NamedTuple):
 
 
 def rewrite_body(
-    body: bytes, asked: Asked, *, upstream_model: str | None, include_usage: bool, running: RunningUsage
+    body: bytes,
+    asked: Asked,
+    *,
+    upstream_model: str | None,
+    include_usage: bool,
+    running: RunningUsage,
+    max_tokens: int | None = None,
 ) -> tuple[bytes, Hidden]:
     """The client's bytes with our members in them, and what must be taken out of the answer for it.
 
     `body` is what `asked` was parsed from. `include_usage` and `running` say what this upstream can be asked for;
-    they matter for streams only.
+    they matter for streams only. `max_tokens`: the bound that a quota sets, where the client set none.
     """
     edits: list[_Edit] = []
     top = {member.name: member for member in asked.members}
     if upstream_model is not None and upstream_model != asked.model:
         model = top["model"]
         edits.append(_Edit(model.value_start, model.value_end, _json(upstream_model)))
+    if max_tokens is not None:
+        edits += _put(asked.members, {"max_tokens": max_tokens}, 0)
     hidden = NOTHING_HIDDEN
     if asked.stream:
         options: dict[str, bool] = {}

@@ -30,6 +30,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     asked_for_running_usage: bool = False  # stream_options.continuous_usage_stats (or Ark's chunk_include_usage)
     asked_for_timings: bool = False  # timings_per_token (llama.cpp)
     input_text_bytes: int = 0  # UTF-8; no images or audio; 4 per token where token ids were sent
+    texts: int = 1  # messages, prompts or inputs: a template may add some tokens to each
     members: tuple[Member, ...] = ()
     option_members: tuple[Member, ...] | None = None  # None: no `stream_options`, or null
 
@@ -53,11 +54,13 @@ def parse_body(body: bytes, operation: Operation) -> Asked:
     options = _Request(body, option_members or [], within="stream_options.")
     prompts = 1
     if operation is Operation.TEXT_COMPLETION:
-        prompts, text_bytes = _prompt(request)
+        texts, text_bytes = _prompt(request)
+        prompts = texts
     elif operation is Operation.CHAT:
-        text_bytes = _messages_bytes(request)
+        texts, text_bytes = _messages(request)
     else:
-        n, text_bytes = 1, _input_bytes(request)
+        n = 1
+        texts, text_bytes = _input(request)
     return Asked(
         model=model,
         stream=request.flag("stream") and operation is not Operation.EMBEDDINGS,
@@ -68,6 +71,7 @@ def parse_body(body: bytes, operation: Operation) -> Asked:
         asked_for_running_usage=options.flag("continuous_usage_stats") or options.flag("chunk_include_usage"),
         asked_for_timings=request.flag("timings_per_token"),
         input_text_bytes=text_bytes,
+        texts=texts,
         members=tuple(members),
         option_members=None if option_members is None else tuple(option_members),
     )
@@ -151,18 +155,18 @@ class _Message(msgspec.Struct, gc=False):
     tool_calls: msgspec.Raw = msgspec.Raw()
 
 
-def _messages_bytes(request: _Request) -> int:
-    """Bytes of text in `messages`, and of the definitions of tools, which the model reads too."""
+def _messages(request: _Request) -> tuple[int, int]:
+    """How many messages there are, and their bytes of text, with the definitions of tools: the model reads them too."""
     total = sum(len(request.raw(name) or b"") for name in ("tools", "functions", "response_format"))
     raw = request.raw("messages")
     if raw is None:
-        return total
+        return 1, total
     if not raw.startswith(b"["):
         raise ClientError(400, "invalid_type", "'messages' must be an array of messages", param="messages")
     try:
         messages = msgspec.json.decode(raw, type=list[_Message])
     except (msgspec.MsgspecError, ValueError):
-        return total + len(raw)  # a shape we do not know: rather too much
+        return 1, total + len(raw)  # a shape we do not know: rather too much
     for message in messages:
         if isinstance(message.content, str):
             total += _utf8_bytes(message.content)
@@ -170,7 +174,7 @@ def _messages_bytes(request: _Request) -> int:
             for part in message.content or ():
                 total += _utf8_bytes(part if isinstance(part, str) else part.text or "")
         total += len(bytes(message.tool_calls))
-    return total
+    return max(1, len(messages)), total
 
 
 def _prompt(request: _Request) -> tuple[int, int]:
@@ -184,18 +188,20 @@ def _prompt(request: _Request) -> tuple[int, int]:
     return max(1, len(sizes)), sum(sizes)
 
 
-def _input_bytes(request: _Request) -> int:
-    """Bytes of text in `input`."""
+def _input(request: _Request) -> tuple[int, int]:
+    """How many inputs there are, and their bytes of text."""
     raw = request.raw("input")
     if raw is None:
-        return 0
+        return 1, 0
     if not raw.startswith((b'"', b"[")):
         raise ClientError(400, "invalid_type", "'input' must be a string or an array", param="input")
     try:
         sizes = _text_sizes(msgspec.json.decode(raw, type=_Texts))
     except (msgspec.MsgspecError, ValueError):
         sizes = None
-    return len(raw) if sizes is None else sum(sizes)  # parts of other kinds: rather too much
+    if sizes is None:
+        return 1, len(raw)  # parts of other kinds: rather too much
+    return max(1, len(sizes)), sum(sizes)
 
 
 _Texts = str | list[str | int | list[int]]

@@ -186,3 +186,19 @@ def test_the_rest_of_the_body_stays_what_it_was(
     assert json.loads(out) == expected
     assert hidden.usage_event == (include_usage and not (own or {}).get("include_usage"))
     assert hidden.running_usage == (running is RunningUsage.VLLM and not (own or {}).get("continuous_usage_stats"))
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        (b'{"model":"m"}', b'{"model":"m","max_tokens":7}'),
+        (b'{"model":"m","max_tokens":null}', b'{"model":"m","max_tokens":7}'),
+    ],
+)
+def test_a_quotas_bound_is_sent_where_the_client_set_none(body: bytes, sent: bytes) -> None:
+    """The upstream must not generate more than was reserved."""
+    asked = parse_body(body, Operation.CHAT)
+    rewritten, _ = rewrite_body(
+        body, asked, upstream_model=None, include_usage=False, running=RunningUsage.OFF, max_tokens=7
+    )
+    assert rewritten == sent
