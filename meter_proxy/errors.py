@@ -8,6 +8,7 @@
       StoreError             Redis or Valkey: refused, unreachable, unusable
       ConfigError            the operator's: a message with file, line, column
       CannotStart            the machine's: state directory locked, port taken (exit code 3)
+        DamagedJournal         a journal that nobody may write behind; `meter-proxy repair`
 
 Errors are translated at the border where they come in, once, with `raise ... from exc`.
 """
@@ -52,7 +53,9 @@ class UpstreamTimeout(UpstreamError):
 
 
 class StoreError(MeterProxyError):
-    """The store (Redis or Valkey) refused, or cannot be reached."""
+    """The store (Redis or Valkey) refused, or cannot be reached. `transient`: it may be better in a moment."""
+
+    transient = False
 
 
 class ConfigError(MeterProxyError):
@@ -65,3 +68,12 @@ class ConfigError(MeterProxyError):
 
 class CannotStart(MeterProxyError):
     """This machine will not let us start: exit code 3, one line that says what to do."""
+
+
+class DamagedJournal(CannotStart):
+    """A journal holds something wrong before something good: not what a killed process leaves."""
+
+    def __init__(self, path: str, offset: int, reason: str) -> None:
+        super().__init__(f"{path} is damaged at byte {offset} ({reason}). See what can be saved: meter-proxy repair")
+        self.path = path
+        self.offset = offset

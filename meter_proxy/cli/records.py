@@ -24,9 +24,10 @@ from meter_proxy.errors import ConfigError
 from meter_proxy.ledger.journal import JournalRecord
 from meter_proxy.ledger.reading import RecordTail, iter_records, newest_records
 from meter_proxy.ledger.totals import parse_since
+from meter_proxy.usage import UsageRecord
 
 POLL_S = 0.25
-FIELDS = JournalRecord.__struct_fields__
+FIELDS = (*UsageRecord.__struct_fields__, "model_label")
 COLUMNS = (
     "time", "key", "model", "operation", "input", "output", "cost USD", "basis", "outcome", "status", "ms", "id",
 )  # fmt: skip
@@ -110,7 +111,7 @@ def _printer(format: Format, *, follow: bool) -> Printer:
             return _print_jsonl
         case Format.CSV:
             csv = CsvTable(FIELDS)
-            return lambda records: csv.add(msgspec.structs.astuple(record) for record in records)
+            return lambda records: csv.add([getattr(record, name) for name in FIELDS] for record in records)
         case Format.TABLE if follow:
             plain = PlainTable(COLUMNS, NUMBERS, OPTIONAL)  # a frame could not grow
             return lambda records: plain.add(_cells(record) for record in records)
@@ -120,7 +121,7 @@ def _printer(format: Format, *, follow: bool) -> Printer:
 
 def _print_jsonl(records: Iterable[JournalRecord]) -> None:
     for record in records:
-        print(msgspec.json.encode(record).decode())
+        print(msgspec.json.encode(msgspec.structs.replace(record, charges=())).decode())
 
 
 def _cells(record: JournalRecord) -> list[Cell]:

@@ -109,6 +109,21 @@ class RedisConfig(Section):
         return urls.shown_store_url(self.url)
 
 
+class JournalConfig(Section):
+    """The journal of settled exchanges in `state_dir`: what stands in it is billed."""
+
+    fsync: Annotated[Literal["interval", "always", "off"], OneOf()] = Field(
+        "interval", description="When it is brought to the disk itself; only a power loss makes a difference."
+    )
+    fsync_interval_s: Seconds = Field("10ms", validate_default=True, alias="fsync_interval")
+    segment_bytes: Size = Field("16M", validate_default=True, alias="segment", description="Of one file.")
+    keep_for_s: Seconds = Field("400d", validate_default=True, alias="keep_for", description="Age of the oldest file.")
+    keep_bytes: Size | None = Field(None, alias="keep_size", description="All files of a worker. Default: no bound.")
+    archive: Directory | None = Field(
+        None, description="Where records go, compressed, before their file is removed. Default: nowhere."
+    )
+
+
 class Timeouts(Section):
     """How long an upstream may take."""
 
@@ -326,6 +341,7 @@ class Config(Section):
     )
     limits: Limits = Field(default_factory=Limits)
     redis: RedisConfig = Field(default_factory=RedisConfig)
+    journal: JournalConfig = Field(default_factory=JournalConfig)
     upstreams: dict[Id, Upstream] = {}
     models: dict[ModelName, Model] = Field({}, description='What callers may ask for; "*" passes any name.')
     plans: dict[Id, Plan] = {}

@@ -8,6 +8,7 @@ from meter_proxy.ledger.slots import TEXT_BYTES
 from meter_proxy.metering.billing import NOTHING, Bill, bill
 from meter_proxy.metering.pricing import TokenPrice, cost_nano_usd
 from meter_proxy.metering.tally import Reading
+from meter_proxy.quota.charge import Charge
 from meter_proxy.usage import Operation, Outcome, UsageRecord
 
 MAX_NAME_CHARS = 200  # in a slot; a longer model name is cut there, and only there
@@ -29,6 +30,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_always: bool = False
     price: TokenPrice | None = None
     client_request_id: str | None = None
+    charges: tuple[Charge, ...] = ()  # the quota counters that it belongs to
 
     def bill(self, reading: Reading, outcome: Outcome, *, reached_upstream: bool) -> Bill:
         """What is billed if this exchange ends so; nothing where no byte of it reached an upstream."""

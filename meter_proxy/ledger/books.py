@@ -1,10 +1,12 @@
-"""Absolute totals per account, key, UTC day of admission and model, of one journal.
+"""Absolute totals of one journal: per account, key, UTC day of admission and model; and per quota counter.
 
 Totals only grow. They are a pure function of the journal's lines: replaying it gives the same books.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from meter_proxy.quota.charge import KEY_HOLDER, Charge, Unit, amount
 from meter_proxy.usage import UsageRecord
 
 # The order of every list of totals, and the names of the fields in Redis.
@@ -47,22 +49,111 @@ class DayBook:
         return f"<DayBook {self.account} {self.key} {self.day} models={len(self.totals)} unsynced={self.unsynced}>"
 
 
+class CounterBook:
+    """What was used of one quota counter: of one rule, in one window.
+
+    It belongs to a key or an account, whatever account the key belongs to now: `account` may change, and says where
+    in Redis the counter is kept.
+    """
+
+    __slots__ = (
+        "account",
+        "acked_used",
+        "ends_at",
+        "holder",
+        "journal_id",
+        "live",
+        "owner",
+        "rule",
+        "unit",
+        "used",
+        "window",
+    )
+
+    def __init__(
+        self, journal_id: str, account: str, holder: str, owner: str, rule: str, window: str, unit: Unit, ends_at: int
+    ) -> None:
+        self.journal_id = journal_id
+        self.account = account
+        self.holder = holder  # "k": a key's; "a": an account's
+        self.owner = owner  # the key's id, or the account's name
+        self.rule = rule
+        self.window = window
+        self.unit = unit
+        self.ends_at = ends_at  # Unix seconds; 0: never
+        self.used = 0
+        self.acked_used = -1  # by Redis; -1: it was never told
+        self.live: Any = None  # what is open in it: `counters.Counter`
+
+    def __repr__(self) -> str:
+        whose = f"{self.holder}:{self.owner}"
+        return (
+            f"<CounterBook {self.account} {whose} {self.rule} {self.window} used={self.used} acked={self.acked_used}>"
+        )
+
+
+Book = DayBook | CounterBook
+
+
 class Books:
-    """All day books of one journal."""
+    """All books of one journal."""
 
     def __init__(self, journal_id: str) -> None:
         self.journal_id = journal_id
         self._days: dict[tuple[str, str, str], DayBook] = {}
+        self._counters: dict[tuple[str, str, str, str], CounterBook] = {}
 
-    def add(self, record: UsageRecord, label: str) -> DayBook:
-        """Count one exchange under the day of its admission, and return the book that changed."""
-        key = (record.account, record.key, record.time[:10])
-        book = self._days.get(key)
+    def add(self, record: UsageRecord, label: str, charges: Sequence[Charge] = ()) -> list[Book]:
+        """Count one exchange under the day and in the windows of its admission; return the books that changed."""
+        time = record.time
+        day = self.day(record.account, record.key, time[:4] + time[5:7] + time[8:10])
+        day.add(record, label)
+        changed: list[Book] = [day]
+        for charge in charges:
+            owner = record.key if charge.holder == KEY_HOLDER else record.account
+            counter = self.counter(
+                record.account, charge.holder, owner, charge.rule, charge.window, charge.unit, charge.ends_at
+            )
+            counter.used += amount(charge.unit, record)
+            changed.append(counter)
+        return changed
+
+    def day(self, account: str, key: str, day: str) -> DayBook:
+        """The book of a key's day (YYYYMMDD); a new one is empty."""
+        place = (account, key, day)
+        book = self._days.get(place)
         if book is None:
-            day = record.time[:10].replace("-", "")
-            book = self._days[key] = DayBook(self.journal_id, record.account, record.key, day)
-        book.add(record, label)
+            book = self._days[place] = DayBook(self.journal_id, account, key, day)
         return book
 
-    def __iter__(self) -> Iterator[DayBook]:
+    def counter(
+        self, account: str, holder: str, owner: str, rule: str, window: str, unit: Unit, ends_at: int
+    ) -> CounterBook:
+        """The book of a counter; a new one is empty."""
+        place = (holder, owner, rule, window)
+        book = self._counters.get(place)
+        if book is None:
+            book = CounterBook(self.journal_id, account, holder, owner, rule, window, unit, ends_at)
+            self._counters[place] = book
+        return book
+
+    @property
+    def days(self) -> Iterator[DayBook]:
+        """All day books."""
         return iter(self._days.values())
+
+    @property
+    def counters(self) -> Iterator[CounterBook]:
+        """All quota counters."""
+        return iter(self._counters.values())
+
+    def forget(self, book: Book) -> None:
+        """Drop a book that nobody asks for any more."""
+        if isinstance(book, DayBook):
+            self._days.pop((book.account, book.key, book.day), None)
+        else:
+            self._counters.pop((book.holder, book.owner, book.rule, book.window), None)
+
+    def __iter__(self) -> Iterator[Book]:
+        yield from self._days.values()
+        yield from self._counters.values()

@@ -1,29 +1,37 @@
-"""The append-only log of settled exchanges: one JSON line each, one file per incarnation of a worker.
+"""The append-only log of settled exchanges: one line each. What stands in it is billed.
 
-A line is a `UsageRecord` plus `model_label`, the name under which its tokens are totalled everywhere
-(see labels.py). A line exists when its newline does: whoever reads skips what comes after the last one.
-Exactly one process writes to a directory, held by `flock`; it never touches the files of its predecessors.
+A line is a `UsageRecord` plus `model_label`, the name under which its tokens are totalled everywhere (see labels.py),
+and where quotas apply `charges` (to which counters it belongs) and `cut_by` (the rule that ended the stream).
+One `pwrite` is the commit point; how often that reaches the disk itself is `journal.fsync`.
+
+Exactly one process writes to a directory, held by `flock`.
 """
 
+import asyncio
 import errno
 import fcntl
 import os
-import secrets
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
 from meter_proxy.errors import CannotStart
+from meter_proxy.ledger.segments import framed, segment_path
+from meter_proxy.quota.charge import Charge
 from meter_proxy.usage import UsageRecord
 
-FILE_PATTERN = "records-*.jsonl"
+SEGMENT_BYTES = 16 * 1024 * 1024
+SPARE = "spare"  # the next segment, allocated before it is needed
 
 
-class JournalRecord(UsageRecord, frozen=True, kw_only=True):
+class JournalRecord(UsageRecord, frozen=True, kw_only=True, omit_defaults=True):
     """A settled exchange as it stands in the journal."""
 
     model_label: str
+    charges: tuple[Charge, ...] = ()
+    cut_by: str | None = None  # `k/RULE` or `a/RULE`: the key's or the account's
 
     @property
     def admitted_at(self) -> float:
@@ -40,15 +48,22 @@ _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(JournalRecord).decode
 
 
-def encode_line(record: UsageRecord, model_label: str) -> bytes:
+def encode_line(
+    record: UsageRecord, model_label: str, charges: Sequence[Charge] = (), cut_by: str | None = None
+) -> bytes:
     """Return the journal line of `record`, newline included. Raises `UnicodeEncodeError`: see `legible`."""
     # Spliced, not copied into a JournalRecord first: half the time, and settling is on the hot path.
-    return b'%b,"model_label":%b}\n' % (_encode(record)[:-1], _encode(model_label))
+    text = b'%b,"model_label":%b' % (_encode(record)[:-1], _encode(model_label))
+    if charges:
+        text += b',"charges":%b' % _encode(charges)
+    if cut_by is not None:
+        text += b',"cut_by":%b' % _encode(cut_by)
+    return framed(text + b"}")
 
 
-def decode_line(line: bytes) -> JournalRecord:
-    """Parse a whole line, with or without its newline. Raises `ValueError` for anything else."""
-    record = _decode(line)  # msgspec's errors are ValueErrors
+def decode_record(text: bytes) -> JournalRecord:
+    """Parse the JSON of a line. Raises `ValueError` for anything else."""
+    record = _decode(text)  # msgspec's errors are ValueErrors
     datetime.fromisoformat(record.time)  # ... and so is this one: readers rely on the time
     return record
 
@@ -85,57 +100,160 @@ class DirectoryLock:
 
 
 class Journal:
-    """This incarnation's file. Create it, `append` lines, `close` it; not thread-safe."""
+    """The segment that is written now, and the next one. Not thread-safe."""
 
-    def __init__(self, directory: Path, *, id: str | None = None) -> None:
-        """Start a new file in `directory`, whose lock the caller holds; with `id`, go on with that one if it is there.
+    def __init__(
+        self, directory: Path, start: int = 0, length_bytes: int = 0, *, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
+        """Go on in the segment at `start` of `directory` (made if missing), behind `length_bytes` of good data.
 
-        A torn last line, of a process that was killed as it wrote it, is cut off. Raises `OSError`.
+        The caller holds the lock. What stands behind is cleared: a torn line. Raises `OSError`, also for a full disk.
         """
-        self.id = id or secrets.token_hex(16)
-        self.path = directory / f"records-{self.id}.jsonl"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        self.directory = directory
+        self._segment_bytes = segment_bytes
+        self._start = start
+        self._length = length_bytes
+        self._fd = _allocated(segment_path(directory, start), max(segment_bytes, length_bytes))
+        self._capacity = os.fstat(self._fd).st_size
+        self._clear_rest()
+        self._has_spare = False
         self._torn = False
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._fd = os.open(self.path, flags, 0o600)
-        self.length_bytes = _whole_lines(self._fd)  # what a reader may believe
-        self._cut_back()
+        self._unsynced = False
+        self.make_spare()
+        sync_directory(directory)
 
-    def append(self, line: bytes) -> None:
-        """Commit `line` in one write. After an `OSError` nothing of it is in the file, and it may be tried again."""
+    @property
+    def position(self) -> int:
+        """How many bytes of lines were ever written: where the next line begins."""
+        return self._start + self._length
+
+    @property
+    def path(self) -> Path:
+        """The segment that is written now."""
+        return segment_path(self.directory, self._start)
+
+    @property
+    def segment_start(self) -> int:
+        """Where the segment that is written now begins."""
+        return self._start
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for everything that may be in flight: the next segment, or half of this one."""
+        return self._has_spare or self._capacity - self._length > self._segment_bytes // 2
+
+    def append(self, line: bytes) -> int:
+        """Commit `line` in one write; return the position behind it.
+
+        After an `OSError` nothing of it is in the journal, and it may be tried again.
+        """
         if self._torn:
-            self._cut_back()
-        try:
-            written = os.write(self._fd, line)
-        except OSError:
-            self._cut_back()  # ext4 and others may keep a part of a write that failed
-            raise
-        if written != len(line):
-            self._cut_back()
-            raise OSError(errno.ENOSPC, "only a part of the record could be written")  # what short writes mean
-        self.length_bytes += written
-
-    def _cut_back(self) -> None:
+            self._clear_rest()
+        if self._length + len(line) > self._capacity:
+            self._rotate(len(line))
         self._torn = True
-        os.ftruncate(self._fd, self.length_bytes)
+        written = os.pwrite(self._fd, line, self._length)
+        if written != len(line):
+            raise OSError(errno.ENOSPC, "only a part of the record could be written")  # what short writes mean
         self._torn = False
+        self._unsynced = True
+        self._length += written
+        return self.position
+
+    def _clear_rest(self) -> None:
+        """Take back half a line: the data ends where the good data ends."""
+        rest = os.pread(self._fd, self._capacity - self._length, self._length).rstrip(b"\0")
+        if rest:
+            os.pwrite(self._fd, bytes(len(rest)), self._length)
+        self._torn = False
+
+    def _rotate(self, needed_bytes: int) -> None:
+        """Go on in a new segment; the old one is cut to its data, and never written again."""
+        start = self.position
+        path = segment_path(self.directory, start)
+        if self._has_spare:
+            (self.directory / SPARE).rename(path)
+            self._has_spare = False
+        fd = _allocated(path, max(self._segment_bytes, needed_bytes))
+        if self._unsynced:
+            os.fdatasync(self._fd)
+        os.ftruncate(self._fd, self._length)
+        os.close(self._fd)
+        self._fd, self._start, self._length = fd, start, 0
+        self._capacity = os.fstat(fd).st_size
+        sync_directory(self.directory)
+        self.make_spare()
+
+    def make_spare(self) -> None:
+        """Allocate the next segment, if that is possible now."""
+        if self._has_spare:
+            return
+        path = self.directory / SPARE
+        try:
+            os.close(_allocated(path, self._segment_bytes))
+            self._has_spare = True
+        except OSError:
+            path.unlink(missing_ok=True)  # what little room it took is wanted by others
+
+    def sync(self) -> None:
+        """Bring what was written to the disk itself; waits for the disk. Raises `OSError`."""
+        self._unsynced = False
+        os.fdatasync(self._fd)
+
+    async def sync_in_background(self) -> None:
+        """The same, in a thread."""
+        if not self._unsynced:
+            return
+        self._unsynced = False
+        fd = os.dup(self._fd)  # a rotation may close ours meanwhile
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, os.fdatasync, fd)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
-        """Close the file; one without a record is removed."""
-        os.close(self._fd)
-        if self.length_bytes == 0:
-            self.path.unlink(missing_ok=True)
+        """Sync and close the file."""
+        try:
+            self.sync()
+        finally:
+            os.close(self._fd)
 
     def __repr__(self) -> str:
-        return f"<Journal {self.id[:8]} {self.length_bytes} bytes{' torn' if self._torn else ''}>"
+        return f"<Journal {self.directory.name} at {self.position}{' torn' if self._torn else ''}>"
 
 
-def _whole_lines(fd: int) -> int:
-    """How many bytes of a file are whole lines; read from its end."""
-    end = os.fstat(fd).st_size
-    while end:
-        start = max(0, end - 65_536)
-        newline = os.pread(fd, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
+def _allocated(path: Path, size: int) -> int:
+    """Open a file that has room for `size` bytes, whatever happens to the disk later."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file, durably: whoever reads finds the old or the new, whole. Raises `OSError`."""
+    scratch = path.with_name(path.name + ".new")
+    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+        sync_directory(path.parent)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise

@@ -5,28 +5,57 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
+from meter_proxy.config.schema import JournalConfig
 from meter_proxy.errors import CannotStart
 from meter_proxy.ledger import former
 from meter_proxy.ledger.admission import Admission
-from meter_proxy.ledger.books import Books, DayBook
-from meter_proxy.ledger.journal import FILE_PATTERN, DirectoryLock, Journal, encode_line, legible
+from meter_proxy.ledger.books import Book, Books, CounterBook
+from meter_proxy.ledger.checkpoint import encode_books, load, write_checkpoint
+from meter_proxy.ledger.grants import Quotas
+from meter_proxy.ledger.identity import Identity, stopped_clean, take_over, this_boot
+from meter_proxy.ledger.journal import DirectoryLock, Journal, encode_line, legible
 from meter_proxy.ledger.labels import ModelLabels
-from meter_proxy.ledger.recovery import recover
+from meter_proxy.ledger.recovery import recent_ids, recover, recover_abandoned
+from meter_proxy.ledger.retention import remove_old
 from meter_proxy.ledger.slots import Slot, SlotTable, remove_slots
-from meter_proxy.ledger.sync import BooksStore, Sync
+from meter_proxy.ledger.sync import Sync, SyncStore
+from meter_proxy.quota.charge import KEY_HOLDER, Charge
 from meter_proxy.tasks import spawn
 from meter_proxy.usage import UsageRecord
 
 LABELS_FILE = "models"  # in the state directory: the workers share it
 REWRITE_S = 0.25  # a full disk is tried again this often
+HOUSEKEEPING_S = 1.0
+CHECKPOINT_S = 60.0
+CHECKPOINT_RECORDS = 20_000  # replayed in 0.2 s
 STOP_S = 5.0  # what Redis does not have by then, it gets at the next start
 STOP_WHILE_DOWN_S = 1.0  # where Redis is known to be away, the same, sooner
 DAY_S = 86_400
+OLDEST_CLOCK = 1_577_836_800.0  # 2020: a clock before that was never set
 
 _log = logging.getLogger("meter_proxy.ledger")
+
+
+class Releasable(Protocol):
+    """What an exchange holds until it is settled; `grants.Grant` is it."""
+
+    def release(self) -> None:
+        """Let it go. Idempotent."""
+
+
+class _Settlement(NamedTuple):
+    """A record on its way into the journal."""
+
+    record: UsageRecord
+    label: str
+    line: bytes
+    charges: Sequence[Charge]
+    slot: Slot | None
+    grant: Releasable | None
 
 
 class Ledger:
@@ -38,132 +67,218 @@ class Ledger:
     def __init__(
         self,
         directory: Path,
-        store: BooksStore | None,
+        store: SyncStore | None,
         *,
         workers: int = 1,
         configured_models: Collection[str] = (),
         usage_retention_s: float = 400 * DAY_S,
+        journal: JournalConfig | None = None,
+        bounded_tokens: int = 20_000,
+        boot_id: str | None = None,
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """`directory` is `state_dir/w<index>` of one of `workers`; without a store the books stay here."""
         self.directory = directory
         self.labels: ModelLabels  # the same for every view: Prometheus' label of a refused request, too
-        self._store = store
+        self.quotas: Quotas | None = None
+        self.store = store
         self._workers = workers
         self._configured_models = configured_models
         self._retention_s = int(usage_retention_s)
+        self._settings = journal or JournalConfig()
+        self._bounded_tokens = bounded_tokens
+        self._boot_id = this_boot() if boot_id is None else boot_id
         self._clock = clock
         self._jitter = jitter
+        self._identity: Identity
         self._lock: DirectoryLock
         self._journal: Journal
         self._slots: SlotTable
         self._books: Books
-        self._last: DayBook | None = None  # the book of the newest record
-        self._unwritten: deque[tuple[UsageRecord, str, bytes, Slot | None]] = deque()
+        self._unwritten: deque[_Settlement] = deque()
         self._rewriting: asyncio.Task[None] | None = None
         self._sync: Sync | None = None
         self._running: asyncio.Task[None] | None = None
         self._adoption: asyncio.Task[None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._flush: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._checkpoint_at = 0  # position
+        self._checkpointed_at = 0.0  # loop time
+        self._settled = 0  # since the checkpoint
+
+    # From start ...
 
     async def start(self) -> None:
-        """Take the directory and begin a journal; needs no store. Raises `CannotStart`, naming who holds the directory.
+        """Take the directory and go on in its journal; needs no store. What Redis lacks goes there in the background.
 
-        What former incarnations left goes to Redis in the background.
+        Raises `CannotStart`, naming who holds the directory, or what is wrong with it.
         """
+        if self._clock() < OLDEST_CLOCK:
+            raise CannotStart("the clock of this machine is before 2020: set it, windows and records depend on it")
         self._lock = DirectoryLock(self.directory)
         try:
-            self.labels = ModelLabels(self.directory.parent / LABELS_FILE, self._configured_models)
-            self._recover()
-            self._remove_empty_journals()
-            self._journal = Journal(self.directory)
-            self._slots = SlotTable(self.directory, self._journal.id)
+            self._open()
         except OSError as exc:
             self._lock.release()
             raise CannotStart(f"cannot write to {self.directory.parent}: {exc.strerror}") from exc
-        self._books = Books(self._journal.id)
-        if self._store is None:
+        except CannotStart:
+            self._lock.release()
+            raise
+        self._housekeeping = spawn(self._keep_house(), name="ledger housekeeping")
+        if self.store is None:
             return
         self._sync = Sync(
-            self._store,
+            self.store,
+            journal_id=self._identity.journal_id,
+            incarnation=self._identity.incarnation,
+            workers=self._workers,
             retention_s=self._retention_s,
             on_lost=self._send_everything,
             clock=self._clock,
             jitter=self._jitter,
         )
+        self.quotas = Quotas(self._books, self._sync, bounded_tokens=self._bounded_tokens)
         await self._sync.greet()
         self._running = spawn(self._sync.run(), name="ledger sync")
+        self._sync.send_new(self._books)
+        for counter in self._current_counters():
+            self._sync.mark(counter)  # what our last incarnation held is free
         self._adopt(self._sync, again=False)
 
-    def _recover(self) -> None:
-        """Settle what killed processes left here, and in directories that nobody serves any more."""
+    def _open(self) -> None:
+        """Read the books, and settle what killed processes left here and where nobody serves any more."""
+        refuse_former_format(self.directory.parent)
         now = self._clock()
-        recover(self.directory, self.labels, now)
+        self.labels = ModelLabels(self.directory.parent / LABELS_FILE, self._configured_models)
+        self._identity = take_over(self.directory, self._boot_id)
+        place = self.directory / self._identity.journal_directory
+        loaded = load(place, strict=True)
+        self._books = loaded.books
+        self._journal = Journal(
+            place,
+            loaded.segment_start,
+            loaded.position - loaded.segment_start,
+            segment_bytes=self._settings.segment_bytes,
+        )
+        settled = loaded.ids if loaded.ids or self._identity.incarnation > 1 else recent_ids(self.directory)
+        if recover(self.directory, settled, self._commit_recovered, now):
+            self._journal.sync()
         for directory in former.worker_directories(self.directory, self._workers):
-            if directory == self.directory:
-                continue
-            try:
-                lock = DirectoryLock(directory)
-            except CannotStart:
-                continue  # somebody serves it after all
-            try:
-                recover(directory, self.labels, now)
-                remove_slots(directory)
-            finally:
-                lock.release()
+            if directory != self.directory:
+                recover_abandoned(directory, self.labels, now)
+        self._slots = SlotTable(self.directory)
+        self._write_checkpoint_now()
 
-    def _remove_empty_journals(self) -> None:
-        """Clear away what an incarnation left that was killed before its first record."""
-        for path in self.directory.glob(FILE_PATTERN):
-            if path.stat().st_size == 0:
-                path.unlink()
+    def _commit_recovered(self, record: UsageRecord, charges: Sequence[Charge]) -> None:
+        label = self.labels.label(record.model, record.status)
+        self._journal.append(encode_line(record, label, charges))
+        self._books.add(record, label, charges)
 
     def _adopt(self, sync: Sync, *, again: bool) -> None:
         directories = former.worker_directories(self.directory, self._workers)
-        adoption = former.adopt(sync, directories, live=self._journal.path, again=again)
-        self._adoption = spawn(adoption, name="ledger adoption")
+        journals = former.former_journals(directories, self._journal.directory)
+        self._adoption = spawn(former.adopt(sync, journals, again=again), name="ledger adoption")
+
+    def _current_counters(self) -> list[CounterBook]:
+        now = self._clock()
+        return [counter for counter in self._books.counters if not counter.ends_at or counter.ends_at > now]
+
+    def place_keys(self, accounts: Mapping[str, str]) -> None:
+        """Say to which account each key belongs now: the counters of a key that moved go along."""
+        for counter in self._current_counters():
+            account = accounts.get(counter.owner) if counter.holder == KEY_HOLDER else None
+            if account is not None and account != counter.account:
+                counter.account = account
+                if self._sync is not None:
+                    self._sync.resend([counter])
+
+    # ... over each exchange ...
+
+    def now(self) -> float:
+        """The store's time as far as it is known, Unix seconds."""
+        return self._sync.now() if self._sync is not None else self._clock()
 
     def admit(self, admission: Admission) -> Slot | None:
         """A slot for a new exchange, to be given to `settle`; None when this worker cannot serve more at once."""
         return self._slots.take(admission.slot_text())
 
-    def settle(self, record: UsageRecord, slot: Slot | None = None) -> None:
-        """Bill one exchange: call it exactly once for each. Never waits, never raises. Frees its slot.
+    def settle(
+        self,
+        record: UsageRecord,
+        slot: Slot | None = None,
+        *,
+        charges: Sequence[Charge] = (),
+        cut_by: str | None = None,
+        grant: Releasable | None = None,
+    ) -> None:
+        """Bill one exchange: call it exactly once for each. Never waits, never raises. Frees its slot and its grant.
 
         A record that the disk does not take is kept in memory and written as soon as it can be; `can_write` is
         False until then.
         """
         try:
-            label, line = self._line(record)
+            label, line = self._line(record, charges, cut_by)
         except UnicodeEncodeError:  # whatever somebody sent us, the bill must stand
             record = legible(record)
-            label, line = self._line(record)
+            label, line = self._line(record, charges, cut_by)
+        settlement = _Settlement(record, label, line, charges, slot, grant)
         if not self._unwritten:  # else it would overtake the ones that wait
             try:
-                self._commit(record, label, line, slot)
+                self._commit(settlement)
             except OSError as exc:
-                _log.error("cannot write to %s, keeping records in memory: %s", self._journal.path, exc.strerror)
+                _log.error("cannot write to %s, keeping records in memory: %s", self._journal.directory, exc.strerror)
             else:
                 return
-        self._unwritten.append((record, label, line, slot))
+        self._unwritten.append(settlement)
         if self._rewriting is None:
             self._rewriting = spawn(self._rewrite(), name="ledger rewrite")
 
-    def _line(self, record: UsageRecord) -> tuple[str, bytes]:
+    def _line(self, record: UsageRecord, charges: Sequence[Charge], cut_by: str | None) -> tuple[str, bytes]:
         label = self.labels.label(record.model, record.status)
-        return label, encode_line(record, label)
+        return label, encode_line(record, label, charges, cut_by)
 
-    def _commit(self, record: UsageRecord, label: str, line: bytes, slot: Slot | None) -> None:
-        self._journal.append(line)  # the commit point
-        if slot is not None:
-            slot.free()
-        self._last = self._books.add(record, label)
+    def _commit(self, settlement: _Settlement) -> None:
+        self._journal.append(settlement.line)  # the commit point
+        if settlement.slot is not None:
+            settlement.slot.free()
+        changed: list[Book] = self._books.add(settlement.record, settlement.label, settlement.charges)
+        if settlement.grant is not None:
+            settlement.grant.release()
         if self._sync is not None:
-            self._sync.mark(self._last)
+            for book in changed:
+                self._sync.mark(book)
+        self._settled += 1
+        if self._settings.fsync == "interval":
+            if self._flush is None:
+                loop = asyncio.get_running_loop()
+                self._flush = loop.call_later(self._settings.fsync_interval_s, self._start_flush)
+        elif self._settings.fsync == "always":
+            self._sync_now()
+
+    def _sync_now(self) -> None:
+        try:
+            self._journal.sync()
+        except OSError as exc:
+            _log.error("cannot bring %s to the disk: %s", self._journal.directory, exc.strerror)
+
+    def _start_flush(self) -> None:
+        if self._flushing is not None and not self._flushing.done():  # the disk is slow: one at a time
+            self._flush = asyncio.get_running_loop().call_later(self._settings.fsync_interval_s, self._start_flush)
+            return
+        self._flush = None
+        self._flushing = spawn(self._flush_journal(), name="ledger flush")
+
+    async def _flush_journal(self) -> None:
+        try:
+            await self._journal.sync_in_background()
+        except OSError as exc:
+            _log.error("cannot bring %s to the disk: %s", self._journal.directory, exc.strerror)
 
     def _write_waiting(self) -> None:
         while self._unwritten:
-            self._commit(*self._unwritten[0])
+            self._commit(self._unwritten[0])
             self._unwritten.popleft()
 
     async def _rewrite(self) -> None:
@@ -174,20 +289,72 @@ class Ledger:
             except OSError:
                 continue
         self._rewriting = None
-        _log.warning("%s can be written again", self._journal.path)
+        _log.warning("%s can be written again", self._journal.directory)
 
     def _send_everything(self) -> None:
-        """Redis has lost data: bring it our books and the journals of all incarnations before."""
+        """Redis has lost data: bring it our books, those of former journals too."""
         assert self._sync is not None
         self._sync.resend(self._books)
         if self._adoption is not None:
             self._adoption.cancel()
         self._adopt(self._sync, again=True)
 
+    # ... in the background ...
+
+    async def _keep_house(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._checkpointed_at = loop.time()
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self._journal.make_spare()
+            if self._settled and (
+                loop.time() - self._checkpointed_at > CHECKPOINT_S
+                or self._settled > CHECKPOINT_RECORDS
+                or self._journal.segment_start > self._checkpoint_at
+            ):
+                try:
+                    await self._checkpoint()
+                    await self._remove_old()
+                except OSError as exc:
+                    _log.warning("cannot write a checkpoint of %s: %s", self._journal.directory, exc.strerror)
+                self._checkpointed_at = loop.time()
+
+    async def _checkpoint(self) -> None:
+        self._forget_expired()
+        position, self._settled = self._journal.position, 0
+        data = encode_books(self._books, position)  # 10,000 books: some 10 ms
+        await asyncio.get_running_loop().run_in_executor(None, write_checkpoint, self._journal.directory, data)
+        self._checkpoint_at = position
+
+    def _write_checkpoint_now(self) -> None:
+        position = self._journal.position
+        write_checkpoint(self._journal.directory, encode_books(self._books, position))
+        self._checkpoint_at = position
+
+    def _forget_expired(self) -> None:
+        if self._sync is not None:
+            for book in self._sync.expired(self._books):
+                self._books.forget(book)
+
+    async def _remove_old(self) -> None:
+        settings = self._settings
+        if self.unsynced and self.store is not None:
+            return  # Redis first
+        await asyncio.get_running_loop().run_in_executor(
+            None,
+            lambda: remove_old(
+                self._journal.directory,
+                before=self._checkpoint_at,
+                kept_since=self._clock() - settings.keep_for_s,
+                keep_bytes=settings.keep_bytes,
+                archive=settings.archive,
+            ),
+        )
+
     @property
     def can_write(self) -> bool:
-        """Tell whether the last record reached the journal; while it does not, admit nothing more."""
-        return not self._unwritten
+        """Tell whether what is in flight can be recorded; while not, admit nothing more."""
+        return not self._unwritten and self._journal.has_room
 
     @property
     def store_up(self) -> bool:
@@ -204,46 +371,67 @@ class Ledger:
         """Return how often Redis turned out to have lost what it had acknowledged."""
         return self._sync.regressions if self._sync is not None else 0
 
+    # ... to the end.
+
     async def stop(self) -> None:
         """Write and send the rest, at most 5 s (1 s while Redis is away), and give the directory back.
 
         Nothing may be settled after it.
         """
-        for task in (self._adoption, self._rewriting):
+        for task in (self._adoption, self._rewriting, self._housekeeping):
             if task is not None:
                 task.cancel()
+        if self._flush is not None:
+            self._flush.cancel()
+        if self._flushing is not None:
+            await asyncio.wait([self._flushing])
         try:
             self._write_waiting()
         except OSError as exc:
             _log.error("%s could not be written (%s); see below", _records(len(self._unwritten)), exc.strerror)
-            for _, _, line, _ in self._unwritten:
-                _log.error("%s", line.decode())
+            for settlement in self._unwritten:
+                _log.error("%s", settlement.line.decode())
         try:
             await self._stop_sync()
         finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self._flush is not None:
+            self._flush.cancel()
+        try:
             self._journal.close()
             self._slots.close()
+            self._write_checkpoint_now()
             if not self._unwritten:
                 remove_slots(self.directory)
+                stopped_clean(self.directory, self._identity)
+        except OSError as exc:
+            _log.warning("cannot note that %s was closed: %s", self.directory, exc.strerror)
+        finally:
             self.labels.close()
             self._lock.release()
 
     async def _stop_sync(self) -> None:
-        if self._sync is None or self._running is None or self._store is None:
+        if self._sync is None or self._running is None or self.store is None:
             return
         complete = await self._sync.stop(self._running, STOP_S if self._sync.store_up else STOP_WHILE_DOWN_S)
-        if not complete:
-            if missing := self.unsynced:
-                _log.warning("not in the store yet, sent at the next start: %s", _records(missing))
-        elif self._last is not None:
-            try:
-                former.write_marker(self._journal.path, self._journal.length_bytes, self._last)
-            except OSError as exc:
-                _log.warning("cannot note that the store has everything: %s", exc.strerror)
-        await self._store.close()
+        if not complete and (missing := self.unsynced):
+            _log.warning("not in the store yet, sent at the next start: %s", _records(missing))
+        await self.store.close()
 
     def __repr__(self) -> str:
         return f"<Ledger {self.directory} unsynced={self.unsynced} can_write={self.can_write} store_up={self.store_up}>"
+
+
+def refuse_former_format(state_dir: Path) -> None:
+    """A development version wrote other journals: their records must not be passed over. Raises `CannotStart`."""
+    former_journal = next(state_dir.glob("w*/records-*.jsonl"), None)
+    if former_journal is not None:
+        raise CannotStart(
+            f"{former_journal} was written by a development version, whose format is not read any more: "
+            "move it away (one JSON record a line), or use another state_dir"
+        )
 
 
 def _records(count: int) -> str:

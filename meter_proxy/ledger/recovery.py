@@ -1,62 +1,60 @@
 """Settles what a killed process left: each of its live slots becomes a record, once, however often this runs.
 
-The records go into a journal of their own, whose id follows from the killed one's: a recovery that is itself
-killed finds there what it had already written. Only when all of them are written may the slots be made anew.
+A slot whose record stands in the journal already was settled; its process died before it could free it. A recovery
+that is itself killed has written some of the records: the next one finds them. Only when all of them are written may
+the slots be made anew.
 """
 
 import logging
+from collections.abc import Callable, Collection
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
 
-import msgspec
-
+from meter_proxy.errors import CannotStart
 from meter_proxy.ledger.admission import Admission, read_admission
-from meter_proxy.ledger.journal import Journal, encode_line
+from meter_proxy.ledger.checkpoint import load
+from meter_proxy.ledger.identity import read_identity
+from meter_proxy.ledger.journal import DirectoryLock, Journal, encode_line
 from meter_proxy.ledger.labels import ModelLabels
-from meter_proxy.ledger.slots import Progress, read_live
+from meter_proxy.ledger.reading import read_segment
+from meter_proxy.ledger.segments import journal_directories, segments
+from meter_proxy.ledger.slots import Progress, read_live, remove_slots
 from meter_proxy.metering.billing import outcome_of_status
+from meter_proxy.quota.charge import Charge
 from meter_proxy.usage import Outcome, UsageRecord
 
 _log = logging.getLogger("meter_proxy.ledger")
 
-
-class _Line(msgspec.Struct):
-    id: str
+Commit = Callable[[UsageRecord, tuple[Charge, ...]], None]
 
 
-def recover(directory: Path, labels: ModelLabels, now: float) -> int:
-    """Write the records of the exchanges that were in flight when the last process in `directory` was killed.
+def recover(directory: Path, settled: Collection[str], commit: Commit, now: float) -> int:
+    """Commit the records of the exchanges that were in flight when the last process in `directory` was killed.
 
-    The caller holds the directory's lock. `now` is Unix seconds; -> how many records. Raises `OSError`.
+    `settled`: ids of records in its journal, as far back as its slots can reach. `now` is Unix seconds; -> how many.
     """
-    left = read_live(directory)
-    if left is None or not left[1]:
-        return 0
-    killed_id, live = left
-    settled = _ids_in(directory / f"records-{killed_id}.jsonl")
-    journal = Journal(directory, id=sha256(b"crashed " + killed_id.encode()).hexdigest()[:32])
-    try:
-        settled |= _ids_in(journal.path)
-        count = 0
-        for progress in live:
-            record = _record(progress, now)
-            if record is not None and record.id not in settled:
-                journal.append(encode_line(record, labels.label(record.model, record.status)))
-                count += 1
-    finally:
-        journal.close()
+    live = read_live(directory)
+    count = 0
+    for progress in live:
+        admission = _admission(progress)
+        if admission is not None and admission.id not in settled:
+            record = _record(admission, progress, now)
+            commit(record, admission.charges if progress.reached_upstream else ())
+            count += 1
     if count:
         _log.warning("settled %d exchanges of a killed process in %s", count, directory)
     return count
 
 
-def _record(progress: Progress, now: float) -> UsageRecord | None:
+def _admission(progress: Progress) -> Admission | None:
     try:
-        admission = read_admission(progress.text)
+        return read_admission(progress.text)
     except ValueError:
         _log.error("a slot holds no exchange that can be read: %r", progress)
         return None
+
+
+def _record(admission: Admission, progress: Progress, now: float) -> UsageRecord:
     outcome = _outcome(progress)
     return admission.record(
         admission.bill(progress.reading, outcome, reached_upstream=progress.reached_upstream),
@@ -82,17 +80,44 @@ def _admitted_at(admission: Admission) -> float:
     return datetime.fromisoformat(admission.time).timestamp()
 
 
-def _ids_in(path: Path) -> set[str]:
-    """The ids of all whole records in a journal; a torn last line is none."""
+def recent_ids(directory: Path) -> set[str]:
+    """Ids of the last records in all journals of a worker's directory: as far back as stale slots can reach.
+
+    After a power loss the slots on the disk may be older than the journal.
+    """
+    return {
+        record.id
+        for journal in journal_directories(directory)
+        for segment in segments(journal)[-2:]
+        for record in read_segment(segment.path)
+    }
+
+
+def recover_abandoned(directory: Path, labels: ModelLabels, now: float) -> None:
+    """Settle what was in flight in a directory that nobody serves any more, into its own journal.
+
+    Nothing where somebody serves it after all. Raises `DamagedJournal`, `OSError`.
+    """
+    identity = read_identity(directory)
+    if identity is None or not read_live(directory):
+        return
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return set()
-    decode = msgspec.json.Decoder(_Line).decode
-    ids = set()
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
+        lock = DirectoryLock(directory)
+    except CannotStart:
+        return
+    try:
+        place = directory / identity.journal_directory
+        loaded = load(place, strict=True)
+        journal = Journal(place, loaded.segment_start, loaded.position - loaded.segment_start)
+
+        def commit(record: UsageRecord, charges: tuple[Charge, ...]) -> None:
+            label = labels.label(record.model, record.status)
+            journal.append(encode_line(record, label, charges))
+
         try:
-            ids.add(decode(line).id)
-        except ValueError:
-            continue
-    return ids
+            recover(directory, loaded.ids, commit, now)
+        finally:
+            journal.close()
+        remove_slots(directory)
+    finally:
+        lock.release()

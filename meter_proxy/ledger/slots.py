@@ -21,11 +21,11 @@ from meter_proxy.metering.tally import Reading
 from meter_proxy.usage import Basis, Usage
 
 SLOTS = 16_384  # live exchanges per worker; beyond that, 503
-SLOT_BYTES = 1_024
+SLOT_BYTES = 2_048
 TEXT_BYTES = SLOT_BYTES - 128  # for the JSON of what does not change
 FILE = "slots"
 
-_MAGIC = b"mpslots1"
+_MAGIC = b"mpslots2"
 _HEADER_BYTES = 4_096
 _WORD_BYTES = 8
 _SLOT_WORDS = SLOT_BYTES // _WORD_BYTES
@@ -102,7 +102,7 @@ class Slot:
 class SlotTable:
     """The slots of one worker and incarnation."""
 
-    def __init__(self, directory: Path, journal_id: str, slots: int = SLOTS) -> None:
+    def __init__(self, directory: Path, slots: int = SLOTS) -> None:
         """Make the file anew, all slots free; what a former incarnation left must have been recovered.
 
         Raises `OSError`, also where the disk has no room for it.
@@ -116,8 +116,7 @@ class SlotTable:
             self._map = mmap.mmap(fd, size)
         finally:
             os.close(fd)
-        header = _MAGIC + journal_id.encode("ascii")
-        self._map[: len(header)] = header
+        self._map[: len(_MAGIC)] = _MAGIC
         scratch.replace(path)
         self.words = memoryview(self._map).cast("Q")
         first = _HEADER_BYTES // _WORD_BYTES
@@ -151,16 +150,15 @@ def remove_slots(directory: Path) -> None:
     (directory / FILE).unlink(missing_ok=True)
 
 
-def read_live(directory: Path) -> tuple[str, list[Progress]] | None:
-    """What a former incarnation was serving when it ended: its journal id, and each live slot. None without a table."""
+def read_live(directory: Path) -> list[Progress]:
+    """What the last process was serving when it ended; nothing without a table."""
     try:
         data = (directory / FILE).read_bytes()
     except FileNotFoundError:
-        return None
+        return []
     if not data.startswith(_MAGIC) or len(data) < _HEADER_BYTES:
-        return None
-    journal_id = data[len(_MAGIC) : len(_MAGIC) + 32].decode("ascii", "replace")
-    return journal_id, list(_live(data))
+        return []
+    return list(_live(data))
 
 
 def _live(data: bytes) -> Iterator[Progress]:

@@ -4,11 +4,12 @@ An operation takes at most 250 ms, then it has failed: the books are sent again.
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from importlib.resources import files
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -21,8 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError as RedisResponseError
 
 from meter_proxy.errors import CannotStart, StoreError
-from meter_proxy.ledger.books import FIELDS
-from meter_proxy.ledger.sync import Merge
+from meter_proxy.ledger.messages import REHEARSAL, Call
 
 OPERATION_S = 0.25
 CHECK_S = 5.0  # at the start: a server that is still loading its data is waited for
@@ -131,42 +131,58 @@ class Store:
             )
 
     async def _rehearse(self) -> None:
-        """Run the script without any model: it writes nothing, but shows a missing permission or full memory."""
+        """Run the script for nobody: it writes nothing, but shows a missing permission or full memory."""
         await self._load_script()
-        rehearsal = Merge("rehearsal", "rehearsal", "19700101", "", 0, ())
-        await cast(Any, self._client.evalsha(self._sha, 2, *_keys_and_args(rehearsal)))
+        await cast(Any, self._client.evalsha(self._sha, 0, *REHEARSAL.args))
 
-    async def merge(self, batch: Sequence[Merge]) -> list[bool | StoreError]:
-        """Apply each message with `sync.lua`, in one round trip. See `sync.BooksStore`."""
+    async def call(self, batch: Sequence[Call]) -> list[Any | StoreError]:
+        """Run `sync.lua` once per call, in one round trip. See `sync.SyncStore`."""
+        async with self._operation():
+            if not self._sha:
+                await self._load_script()
+            replies = await self._run_scripts(batch)
+            if any(isinstance(reply, NoScriptError) for reply in replies):
+                await self._load_script()  # the server was restarted, or SCRIPT FLUSH
+                replies = await self._run_scripts(batch)
+        return [self._judge(reply) for reply in replies]
+
+    async def now(self) -> float:
+        """Return the server's clock in Unix seconds."""
+        async with self._operation():
+            seconds, microseconds = await cast(Any, self._client.time())
+        return float(seconds + microseconds / 1e6)
+
+    async def read_hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
+        """Return the hashes under `keys`; an empty one for a key that is not there."""
+        async with self._operation():
+            pipeline = self._client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.hgetall(key)
+            return cast(list[dict[str, str]], await pipeline.execute())
+
+    @contextlib.asynccontextmanager
+    async def _operation(self) -> AsyncIterator[None]:
+        """Bound an operation in time, and say in our words what went wrong."""
         try:
             async with asyncio.timeout(OPERATION_S):
-                if not batch:
-                    await cast(Any, self._client.ping())
-                    return []
-                if not self._sha:
-                    await self._load_script()
-                replies = await self._run_scripts(batch)
-                if any(isinstance(reply, NoScriptError) for reply in replies):
-                    await self._load_script()  # the server was restarted, or SCRIPT FLUSH
-                    replies = await self._run_scripts(batch)
+                yield
         except TimeoutError as exc:
             raise StoreError(f"{self.address} did not answer within {OPERATION_S * 1000:.0f} ms") from exc
         except (RedisError, OSError) as exc:
             raise self._translated(exc) from exc
-        return [self._judge(reply) for reply in replies]
 
     async def _load_script(self) -> None:
         self._sha = await self._client.script_load(_SCRIPT)
 
-    async def _run_scripts(self, batch: Sequence[Merge]) -> list[Any]:
+    async def _run_scripts(self, batch: Sequence[Call]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
-        for message in batch:
-            pipeline.evalsha(self._sha, 2, *_keys_and_args(message))
+        for call in batch:
+            pipeline.evalsha(self._sha, len(call.keys), *call.keys, *call.args)
         return await pipeline.execute(raise_on_error=False)
 
-    def _judge(self, reply: Any) -> bool | StoreError:
+    def _judge(self, reply: Any) -> Any | StoreError:
         if not isinstance(reply, Exception):
-            return bool(reply)
+            return reply
         error = self._translated(reply)
         if _concerns_one_key(reply):
             return error
@@ -210,21 +226,6 @@ def _concerns_one_key(reply: Exception) -> bool:
     """Tell a hash that holds something else (WRONGTYPE, or plain ERR, which the client strips) from a sick server."""
     code = str(reply).split(" ", 1)[0]
     return type(reply) is RedisResponseError and (code == "WRONGTYPE" or not code.isupper())
-
-
-def _keys_and_args(message: Merge) -> list[str | int]:
-    hash_tag = f"mp:{{{message.account}}}"
-    args: list[str | int] = [
-        f"{hash_tag}:usage:{message.key}:{message.day}",
-        f"{hash_tag}:books:{message.key}:{message.day}",
-        message.journal_id,
-        message.expires_at,
-        len(FIELDS),
-        *FIELDS,
-    ]
-    for model in message.models:
-        args += [model.label, model.acked_requests, *model.totals]
-    return args
 
 
 def _address(url: str) -> str:

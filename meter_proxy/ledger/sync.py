@@ -1,29 +1,47 @@
-"""Brings the books to Redis, in the background, by absolute state.
+"""Brings the books to Redis, and fetches grants from there: one task per worker.
 
-Each message carries a day book's totals as they are now, so a message that is lost, repeated or late does
-no harm, and catching up after an outage costs one message per active key and day, not per request. One
-batch is in flight at a time; what is settled meanwhile rides in the next one. Nobody waits for this task.
+Each message carries absolute state, so one that is lost, repeated or late does no harm, and catching up after an
+outage costs one message per active account, not per request. One batch of messages is in flight at a time; what is
+settled or asked meanwhile rides in the next one. Whoever waits for a grant goes first; books wait 50 ms for company.
 
-Redis can lose what it acknowledged (an emptied server, a failover, a truncated log). Two books watch for
-that in every batch: the first and the last that were acknowledged. What is lost is either everything, the
-first one with it, or the newest writes, the last one with them.
+While Redis is away nobody waits for it: an ask fails at once, until a message at growing intervals gets through.
+
+Redis can lose what it acknowledged (an emptied server, a failover, a truncated log). Each message says what was
+acknowledged of what it carries; and two day books watch in every batch: the first and the last that were
+acknowledged. What is lost is either everything, the first one with it, or the newest writes, the last one with them.
 """
 
 import asyncio
-import calendar
-import functools
 import itertools
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 from meter_proxy.errors import StoreError
-from meter_proxy.ledger.books import REQUESTS, DayBook
+from meter_proxy.ledger.books import Book, CounterBook, DayBook
+from meter_proxy.ledger.counters import Counter, counter_of
+from meter_proxy.ledger.messages import (
+    CALLED_IN,
+    OVERTAKEN,
+    UNANSWERED,
+    Answer,
+    Ask,
+    Call,
+    Message,
+    Reply,
+    compose,
+    day_expires_at,
+    take_in,
+)
+from meter_proxy.quota.charge import expires_at
 
 COALESCE_S = 0.05  # what is settled within this time goes out together; <= 0.1 s from settlement to Redis
-MAX_BATCH = 25  # day books in one pipeline: keeps the loop for ~1 ms (100: ~4 ms), and still moves 20,000 a second
+MAX_CALLS = 25  # messages in one pipeline: keeps the loop for ~1 ms, and still moves 20,000 day books a second
+MAX_DAYS, MAX_COUNTERS, MAX_ASKS = 25, 50, 100  # in one message: it holds Redis for well below 1 ms
 CHECK_S = 1.0  # an idle worker asks this often whether Redis is there and has lost nothing
+TICK_S = 0.1  # credit is looked after this often
+RENEW_S = 10.0  # what is held is said again this often: a third of the lease
+ASK_AGAIN_S = 0.025  # others' credit was called in: they hear of it at their next message
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 2.0
 WATCH_MARGIN_S = 3600  # an expired book must not look lost to a clock that is off
@@ -31,47 +49,47 @@ WATCH_MARGIN_S = 3600  # an expired book must not look lost to a clock that is o
 _log = logging.getLogger("meter_proxy.ledger.sync")
 
 
-class ModelTotals(NamedTuple):
-    """One model's part of a message: absolute totals in the order of `books.FIELDS`."""
-
-    label: str
-    acked_requests: int
-    totals: tuple[int, ...]
-
-
-class Merge(NamedTuple):
-    """One message: one day book of one journal, as in `sync.lua`."""
-
-    account: str
-    key: str
-    day: str  # YYYYMMDD
-    journal_id: str
-    expires_at: int  # Unix seconds
-    models: tuple[ModelTotals, ...]
-
-
-class BooksStore(Protocol):
+class SyncStore(Protocol):
     """What the sync needs of a store; `store.Store` is it."""
 
-    async def merge(self, batch: Sequence[Merge]) -> list[bool | StoreError]:
-        """Apply each message, in order. An empty batch only asks whether the store is there.
+    async def call(self, batch: Sequence[Call]) -> list[Any | StoreError]:
+        """Run `sync.lua` once per call, in order; the reply, or the error that concerns this call alone.
 
-        Per message: True if the store has lost data, or the error that concerns this message alone.
         Raises `StoreError` if the store did not answer or refused the whole; then any part may have been applied.
         """
+
+    async def now(self) -> float:
+        """Return the store's clock in Unix seconds. Raises `StoreError` if it does not answer."""
+
+    async def read_hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
+        """Return the hashes under `keys`; an empty one for a key that is not there. Raises `StoreError`."""
 
     async def close(self) -> None:
         """Give the connections back."""
 
 
-@functools.lru_cache(maxsize=1024)
-def day_expires_at(day: str, retention_s: int) -> int:
-    """Return when the counters of `day` (YYYYMMDD, UTC) expire: `retention_s` after its end, in Unix seconds."""
-    return calendar.timegm(time.strptime(day, "%Y%m%d")) + 86_400 + retention_s
+class _Account:
+    """What is to be told and asked of one account's keys."""
+
+    __slots__ = ("asks", "counters", "days", "due_at", "name", "one_by_one", "pause_s", "retry_at")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.days: dict[DayBook, None] = {}  # changed since they were last sent, in the order of their change
+        self.counters: dict[CounterBook, None] = {}
+        self.asks: list[Ask] = []
+        self.due_at = 0.0
+        self.one_by_one = False  # something of it is refused: find out what
+        self.retry_at = 0.0  # its part of the store does not answer
+        self.pause_s = 0.0
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.days or self.counters or self.asks)
 
 
 class Sync:
-    """One worker's background task: `mark` what changed, `run` sends it.
+    """One worker's background task: `mark` what changed, `ask` for grants, `run` sends it.
 
     When Redis has lost data, `on_lost` is called, and must bring back every book that has records in a journal:
     none is waiting to be sent any more.
@@ -79,176 +97,431 @@ class Sync:
 
     def __init__(
         self,
-        store: BooksStore,
+        store: SyncStore,
         *,
+        journal_id: str,
+        incarnation: int,
+        workers: int = 1,
         retention_s: int,
         on_lost: Callable[[], None],
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        """`clock` tells Unix seconds, `jitter` a number from 0 to 1."""
+        """`clock` tells Unix seconds, `jitter` a number from 0 to 1; `incarnation` grows with each opening."""
         self.store_up = False
         self.regressions = 0  # times that Redis turned out to have lost data
+        self.offset_s = 0.0  # Redis' clock less ours
         self._store = store
+        self._journal_id = journal_id
+        self._version = incarnation << 32  # of the next message, above all that earlier incarnations sent
+        self._workers = workers
         self._retention_s = retention_s
         self._on_lost = on_lost
         self._clock = clock
         self._jitter = jitter
-        self._dirty: dict[DayBook, None] = {}  # in the order of their first change
-        self._refused: dict[DayBook, None] = {}  # Redis has something wrong under their key; tried again slowly
+        self._accounts: dict[str, _Account] = {}  # those with something to send
+        self._asking: dict[_Account, None] = {}
+        self._due: dict[_Account, None] = {}  # by the time they are due
+        self._sending: list[DayBook] = []
+        self._refused: dict[Book, None] = {}  # Redis has something wrong under their key; tried again slowly
+        self._held: dict[Counter, None] = {}
+        self._active: dict[Counter, None] = {}
         self._first_acked: DayBook | None = None
         self._last_acked: DayBook | None = None
-        self._batch_size = MAX_BATCH
+        self._max_calls = MAX_CALLS
+        self._checked_at = 0.0
+        self._backoff_s = BACKOFF_FIRST_S
         self._stop_asked = asyncio.Event()
         self._wake = asyncio.Event()
         self._progress = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._ticking: asyncio.TimerHandle | None = None
+
+    # What others call.
 
     @property
     def unsynced(self) -> int:
         """Return the number of records that are in the books and not yet acknowledged by Redis."""
-        return sum(book.unsynced for book in self._dirty | self._refused)
+        waiting = dict.fromkeys(self._sending)
+        for account in self._accounts.values():
+            waiting.update(account.days)
+        waiting.update((book, None) for book in self._refused if isinstance(book, DayBook))
+        return sum(book.unsynced for book in waiting)
 
-    def mark(self, book: DayBook) -> None:
+    def now(self) -> float:
+        """Redis' time as far as we know it, Unix seconds: windows follow one clock, whatever machine a worker is on."""
+        return self._clock() + self.offset_s
+
+    def mark(self, book: Book) -> None:
         """Say that `book` has changed. Cheap; call it from the loop's thread."""
-        self._dirty[book] = None
+        account = self._account(book.account)
+        if isinstance(book, DayBook):
+            account.days[book] = None
+        else:
+            account.counters[book] = None
+        if account not in self._due:
+            account.due_at = self._loop.time() + COALESCE_S
+            self._due[account] = None
+            if len(self._due) == 1:
+                self._wake.set()
+
+    def ask(self, account_name: str, ask: Ask) -> None:
+        """Want a grant; the ask is answered soon, at once with "nobody could be asked" while Redis is away."""
+        if not self.store_up or self._stop_asked.is_set():
+            ask.answer(ask, UNANSWERED)
+            return
+        account = self._account(account_name)
+        if account.retry_at > self._loop.time():
+            ask.answer(ask, UNANSWERED)
+            return
+        account.asks.append(ask)
+        self._asking[account] = None
         self._wake.set()
+
+    def look_after(self, counter: Counter) -> None:
+        """Keep the lease of what `counter` holds, and use or return its credit, from now until it holds nothing."""
+        self._held[counter] = None
+        self._active[counter] = None
+        if self._ticking is None:
+            self._ticking = self._loop.call_later(TICK_S, self._tick)
+
+    def _account(self, name: str) -> _Account:
+        account = self._accounts.get(name)
+        if account is None:
+            account = self._accounts[name] = _Account(name)
+        return account
 
     async def greet(self) -> None:
         """Find out whether the store is there, before `run`; it need not be."""
         try:
-            await self._store.merge([])
+            await self._check_clock()
         except StoreError as exc:
             _log.warning("%s; traffic is metered all the same", exc)
         else:
             self.store_up = True
 
+    async def _check_clock(self) -> None:
+        before = self._clock()
+        at = await self._store.now()
+        self.offset_s = at - (before + self._clock()) / 2
+
+    # The task.
+
     async def run(self) -> None:
-        """Send what is dirty, until `stop()` was asked for and everything is sent."""
-        backoff_s = BACKOFF_FIRST_S
+        """Send what is due, until `stop()` was asked for and everything is sent."""
         while True:
             try:
-                await self._send_batch()
+                await self._turn()
             except StoreError as exc:
-                if self.store_up or backoff_s == BACKOFF_FIRST_S:
-                    _log.warning("the store does not take the books, trying on: %s", exc)
-                self.store_up = False
-                if self._stop_asked.is_set() and not self._dirty:
+                self._is_away(exc)
+                if self._stop_asked.is_set() and self._is_all_sent:
                     return
-                self._batch_size = max(1, self._batch_size // 2)  # perhaps it is only slow
-                await self._back_off(backoff_s * (0.5 + 0.5 * self._jitter()))
-                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+                await self._back_off()
                 continue
-            if not self.store_up:
-                _log.info("the store takes the books")
-            self.store_up = True
-            self._batch_size = min(self._batch_size * 2, MAX_BATCH)
-            backoff_s = BACKOFF_FIRST_S
-            if self._stop_asked.is_set() and not self._dirty:
+            if self._stop_asked.is_set() and self._is_all_sent:
                 return
-            if len(self._dirty) < self._batch_size and not self._stop_asked.is_set():
-                await self._wait_for_work()
 
-    async def _wait_for_work(self) -> None:
-        """Wait until something is settled, and a little longer for what comes with it."""
-        if not self._dirty:
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(CHECK_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                self._dirty.update(self._refused)
-                return
-        await asyncio.sleep(COALESCE_S)
+    @property
+    def _is_all_sent(self) -> bool:
+        return all(account.is_empty for account in self._accounts.values())
 
-    async def _back_off(self, seconds: float) -> None:
+    def _is_away(self, exc: StoreError) -> None:
+        if self.store_up or self._backoff_s == BACKOFF_FIRST_S:
+            _log.warning("the store does not take the books, trying on: %s", exc)
+        self.store_up = False
+        self._max_calls = max(1, self._max_calls // 2)  # perhaps it is only slow
+        for account in list(self._asking):
+            asks, account.asks = account.asks, []
+            _fail(asks)
+        self._asking.clear()
+
+    async def _back_off(self) -> None:
+        pause_s = self._backoff_s * (0.5 + 0.5 * self._jitter())
+        self._backoff_s = min(self._backoff_s * 2, BACKOFF_MAX_S)
         if self._stop_asked.is_set():
             await asyncio.sleep(BACKOFF_FIRST_S)  # the time left is short
             return
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(pause_s):
                 await self._stop_asked.wait()
         except TimeoutError:
             pass
 
-    async def _send_batch(self) -> None:
-        watched = self._watched()
-        books = [*watched, *itertools.islice((book for book in self._dirty if book not in watched), self._batch_size)]
-        batch = [self._message(book) for book in books]
-        replies = await self._store.merge(batch)
+    async def _turn(self) -> None:
+        """Send one batch, if there is something to send; else wait for it."""
+        now = self._loop.time()
+        accounts = self._next_accounts(now)
+        is_check = now - self._checked_at >= CHECK_S or not self.store_up
+        if is_check:
+            self._checked_at = now
+            for book in list(self._refused):
+                self.mark(book)
+        if accounts or is_check:
+            await self._send(accounts, watch=is_check)
+        else:
+            await self._wait(now)
+
+    def _next_accounts(self, now: float) -> list[_Account]:
+        """Those who ask, then those whose books have waited long enough."""
+        room = self._max_calls
+        accounts = [account for account in itertools.islice(self._asking, room) if account.retry_at <= now]
+        in_a_hurry = self._stop_asked.is_set() or not self.store_up
+        for account in self._due:
+            if len(accounts) >= room or (account.due_at > now and not in_a_hurry):
+                break
+            if account.retry_at <= now and account not in self._asking:
+                accounts.append(account)
+        return accounts
+
+    async def _wait(self, now: float) -> None:
+        self._wake.clear()
+        if self._asking:
+            wait_s = ASK_AGAIN_S  # all of them wait for a part of the store that is away
+        elif self._due:
+            wait_s = max(next(iter(self._due)).due_at - now, 0.001)
+        else:
+            wait_s = CHECK_S - (now - self._checked_at)
+        if self._stop_asked.is_set():
+            wait_s = min(wait_s, COALESCE_S)
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _send(self, accounts: list[_Account], *, watch: bool) -> None:
+        messages = [self._compose(account) for account in accounts]
+        if watch or any(message.days for message in messages):
+            messages += self._watching({day for message in messages for day, _ in message.days})
+        self._sending = [day for message in messages for day, _ in message.days]
+        began_at = self._loop.time()
+        try:
+            if messages:
+                replies = await self._store.call([message.call for message in messages])
+            else:
+                await self._check_clock()
+                replies = []
+        except StoreError:
+            for message in messages[: len(accounts)]:
+                _fail(message.asks)
+                self._mark_again(message)
+            self._sending = []
+            raise
+        self._sending = []
+        self._is_there()
         lost_data = False
-        acked: list[DayBook] = []
-        for book, message, reply in zip(books, batch, replies, strict=True):
+        for place, (message, reply) in enumerate(zip(messages, replies, strict=True)):
+            account = accounts[place] if place < len(accounts) else None
             if isinstance(reply, StoreError):
-                if book not in self._refused:
-                    _log.error("the store cannot count %s on %s: %s", message.key, message.day, reply)
-                self._dirty.pop(book, None)
-                self._refused[book] = None
-                continue
-            self._refused.pop(book, None)
-            lost_data = lost_data or reply
-            self._acknowledge(book, message)
-            acked.append(book)
-        if acked:
-            self._last_acked = acked[-1]
-            if self._first_acked not in watched:
-                self._first_acked = acked[0]
+                self._is_refused(message, account, reply)
+            else:
+                lost_data = self._take_in(message, account, reply, began_at) or lost_data
         if lost_data:
-            self.regressions += 1
-            self._first_acked = self._last_acked = None
-            self._dirty.clear()
-            self._refused.clear()
-            _log.warning("the store has lost data that it had acknowledged: sending everything again")
-            self._on_lost()
+            self._has_lost_data()
         self._progress.set()
         self._progress = asyncio.Event()
 
-    def _watched(self) -> list[DayBook]:
-        """Return the books that tell whether Redis lost data; one whose counters expire soon tells nothing."""
-        soon = self._clock() + WATCH_MARGIN_S
-        watched: list[DayBook] = []
-        for book in (self._first_acked, self._last_acked):
-            if book and book not in watched and day_expires_at(book.day, self._retention_s) > soon:
-                watched.append(book)
-        return watched
+    def _is_there(self) -> None:
+        if not self.store_up:
+            _log.info("the store takes the books")
+        self.store_up = True
+        self._backoff_s = BACKOFF_FIRST_S
+        self._max_calls = min(self._max_calls * 2, MAX_CALLS)
 
-    def _message(self, book: DayBook) -> Merge:
-        """Return the models that changed since the last acknowledgement; all of them where none did."""
-        models = tuple(
-            ModelTotals(label, book.acked_requests.get(label, 0), tuple(totals))
-            for label, totals in book.totals.items()
+    def _compose(self, account: _Account) -> Message:
+        """Take what is to be said of an account into a message; it is marked again if that fails."""
+        size = 1 if account.one_by_one else MAX_DAYS
+        days = list(itertools.islice(account.days, size))
+        size = (1 if not days else 0) if account.one_by_one else MAX_COUNTERS
+        counters = list(itertools.islice(account.counters, size))
+        asks, account.asks = account.asks[:MAX_ASKS], account.asks[MAX_ASKS:]
+        for day in days:
+            del account.days[day]
+        for counter in counters:
+            del account.counters[counter]
+        self._settle_place(account)
+        return self._message(days, counters, [ask for ask in asks if not ask.is_given_up])
+
+    def _settle_place(self, account: _Account) -> None:
+        """Put an account where it belongs, after something was taken from it."""
+        if not account.asks:
+            self._asking.pop(account, None)
+        if not (account.days or account.counters):
+            self._due.pop(account, None)
+            if not account.asks and not account.one_by_one and not account.retry_at:
+                self._accounts.pop(account.name, None)
+
+    def _message(self, days: Iterable[DayBook], counters: Iterable[CounterBook], asks: Sequence[Ask]) -> Message:
+        self._version += 1
+        return compose(
+            days,
+            counters,
+            asks,
+            journal_id=self._journal_id,
+            version=self._version,
+            workers=self._workers,
+            retention_s=self._retention_s,
         )
-        changed = tuple(model for model in models if model.totals[REQUESTS] != model.acked_requests)
-        expires_at = day_expires_at(book.day, self._retention_s)
-        return Merge(book.account, book.key, book.day, book.journal_id, expires_at, changed or models)
 
-    def _acknowledge(self, book: DayBook, message: Merge) -> None:
-        for model in message.models:
-            book.acked_requests[model.label] = model.totals[REQUESTS]
-        if book.unsynced == 0:  # else it changed while the message was under way
-            self._dirty.pop(book, None)
+    def _watching(self, sent: set[DayBook]) -> list[Message]:
+        """Messages of the books that tell whether Redis lost data; one whose counters expire soon tells nothing."""
+        soon = self._clock() + WATCH_MARGIN_S
+        messages: list[Message] = []
+        for book in (self._first_acked, self._last_acked):
+            if book and book not in sent and day_expires_at(book.day, self._retention_s) > soon:
+                sent.add(book)
+                messages.append(self._message([book], [], []))
+        return messages
 
-    def check(self, book: DayBook) -> None:
-        """Ask once whether Redis still has what it acknowledged of `book`, whose totals are those of then."""
-        if day_expires_at(book.day, self._retention_s) > self._clock() + WATCH_MARGIN_S:
+    # Replies.
+
+    def _take_in(self, message: Message, account: _Account | None, reply: list[Any], began_at: float) -> bool:
+        told: Reply = take_in(message, reply)
+        now = self._loop.time()
+        self.offset_s = told.now - self._clock() + (now - began_at) / 2
+        for counter, _, _ in message.counters:
+            counter.sent_at = began_at
+            self._refused.pop(counter.book, None)
+        for day, _ in message.days:
+            self._refused.pop(day, None)
+        if message.days and account is not None:
+            self._last_acked = message.days[-1][0]
+            if (
+                self._first_acked is None
+                or day_expires_at(self._first_acked.day, self._retention_s) < self._clock() + WATCH_MARGIN_S
+            ):
+                self._first_acked = message.days[0][0]
+        if account is not None:
+            account.retry_at = account.pause_s = 0.0
+            account.one_by_one = account.one_by_one and not account.is_empty
+            self._settle_place(account)
+        for book in told.given_back:
+            self.mark(book)
+        for ask, (granted, part) in zip(message.asks, told.answers, strict=True):
+            self._answer(ask, granted, part, now)
+        return told.lost_data
+
+    def _answer(self, ask: Ask, granted: int, part: int, now: float) -> None:
+        if granted in (CALLED_IN, OVERTAKEN) and now < ask.gives_up_at and not ask.is_given_up:
+            self._loop.call_later(ASK_AGAIN_S, self.ask, ask.parts[0].counter.book.account, ask)
+            return
+        ask.answer(ask, Answer(granted) if granted >= 0 else Answer(None, part))
+
+    def _is_refused(self, message: Message, account: _Account | None, error: StoreError) -> None:
+        _fail(message.asks)
+        if account is None:
+            return  # a watch; its book will tell when it changes
+        books: list[Book] = [day for day, _ in message.days] + [counter.book for counter, _, _ in message.counters]
+        self._accounts[account.name] = account
+        if error.transient:
+            account.pause_s = min(max(BACKOFF_FIRST_S, 2 * account.pause_s), BACKOFF_MAX_S)
+            account.retry_at = self._loop.time() + account.pause_s
+            _log.warning("the books of %s wait: %s", account.name, error)
+        elif len(books) > 1:
+            account.one_by_one = True
+        else:
+            for book in books:
+                if book not in self._refused:
+                    _log.error("the store cannot count %r: %s", book, error)
+                self._refused[book] = None
+            return
+        for book in books:
             self.mark(book)
 
-    def resend(self, books: Iterable[DayBook]) -> list[DayBook]:
+    def _mark_again(self, message: Message) -> None:
+        for day, _ in message.days:
+            self.mark(day)
+        for counter, _, _ in message.counters:
+            self.mark(counter.book)
+
+    def _has_lost_data(self) -> None:
+        self.regressions += 1
+        self._first_acked = self._last_acked = None
+        self._refused.clear()
+        for account in list(self._accounts.values()):
+            account.days.clear()
+            account.counters.clear()
+            self._settle_place(account)
+        _log.warning("the store has lost data that it had acknowledged: sending everything again")
+        for counter in self._held:
+            counter.acked_version = 0
+            self.mark(counter.book)
+        self._on_lost()
+
+    # What is held.
+
+    def _tick(self) -> None:
+        self._ticking = None
+        now = self._loop.time()
+        for counter in list(self._active):
+            if counter.tick() or counter.credit:  # credit: somebody may have called for it
+                self.mark(counter.book)
+            elif counter.is_idle:
+                del self._active[counter]
+        for counter in list(self._held):
+            if not counter.holds and counter not in self._active:
+                del self._held[counter]
+            elif now - counter.sent_at > RENEW_S:
+                self.mark(counter.book)
+        if self._held and not self._stop_asked.is_set():
+            self._ticking = self._loop.call_later(TICK_S, self._tick)
+
+    # All of it again; the end.
+
+    def send_new(self, books: Iterable[Book]) -> list[Book]:
+        """Send what Redis has not acknowledged of `books`; return it, less what has expired.
+
+        One book that it has acknowledged goes along, to ask whether Redis still has it.
+        """
+        alive = [book for book in books if not self._is_expired(book, WATCH_MARGIN_S)]
+        waiting = [book for book in alive if not _is_acked(book)]
+        acked = [book for book in alive if isinstance(book, DayBook) and _is_acked(book)]
+        for book in (*waiting, *acked[:1], *acked[-1:]):
+            self.mark(book)
+        return waiting
+
+    def resend(self, books: Iterable[Book]) -> list[Book]:
         """Send `books` as if Redis had never acknowledged them; return them, less those whose counters have expired."""
-        alive = [book for book in books if day_expires_at(book.day, self._retention_s) > self._clock()]
+        alive = [book for book in books if not self._is_expired(book, 0)]
         for book in alive:
-            book.acked_requests.clear()
+            if isinstance(book, DayBook):
+                book.acked_requests.clear()
+            else:
+                book.acked_used = -1
+                counter_of(book).acked_version = 0
             self.mark(book)
         return alive
 
-    async def acknowledged(self, books: Iterable[DayBook]) -> None:
+    def expired(self, books: Iterable[Book]) -> list[Book]:
+        """Those of `books` that Redis has forgotten, and nobody will ask for."""
+        return [book for book in books if self._is_expired(book, -WATCH_MARGIN_S) and not _is_held(book)]
+
+    def _is_expired(self, book: Book, margin_s: float) -> bool:
+        if isinstance(book, DayBook):
+            at = day_expires_at(book.day, self._retention_s)
+        else:
+            at = expires_at(book.window, book.ends_at)
+            if at == 0:
+                return False
+        return at <= self._clock() + margin_s
+
+    async def acknowledged(self, books: Iterable[Book]) -> None:
         """Wait until Redis has acknowledged all of `books`; ends only when it has."""
         waiting = list(books)
-        while any(book.unsynced for book in waiting):
+        while not all(_is_acked(book) for book in waiting):
             await self._progress.wait()
 
     async def stop(self, running: Awaitable[None], timeout_s: float) -> bool:
-        """Let the task `running` send the rest; True if Redis has everything, False if time ran out."""
+        """Let the task `running` send the rest; True if Redis has everything, False if time ran out.
+
+        Credit is given back; nothing is granted any more.
+        """
         self._stop_asked.set()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for counter in self._held:
+            counter.credit = 0
+            self.mark(counter.book)
         self._wake.set()
         try:
             async with asyncio.timeout(timeout_s):
@@ -256,3 +529,16 @@ class Sync:
         except TimeoutError:
             return False
         return not self._refused
+
+
+def _fail(asks: Iterable[Ask]) -> None:
+    for ask in asks:
+        ask.answer(ask, UNANSWERED)
+
+
+def _is_held(book: Book) -> bool:
+    return isinstance(book, CounterBook) and book.live is not None and book.live.holds > 0
+
+
+def _is_acked(book: Book) -> bool:
+    return book.unsynced == 0 if isinstance(book, DayBook) else book.acked_used >= book.used

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from meter_proxy.ledger.journal import JournalRecord
-from meter_proxy.ledger.reading import RecordTail, iter_records, journal_files, read_journal
+from meter_proxy.ledger.reading import RecordTail, iter_records, read_journal
 from meter_proxy.telemetry.metrics import Metrics
 from meter_proxy.telemetry.publish import STATS_FILE, read_snapshot
 from meter_proxy.telemetry.records import RecentRecords, Row, UsageTotals, rows
@@ -36,7 +36,6 @@ class RecordFeed:
         for path in self._snapshot_files.values():
             path.unlink(missing_ok=True)
         self._tail = RecordTail(state_dir)
-        self._former = journal_files(state_dir)  # nobody writes to these any more; the tail sees the new ones
         self._recent = RecentRecords()
         self._totals = UsageTotals()
         self._caught_up = asyncio.Event()
@@ -58,7 +57,7 @@ class RecordFeed:
             await asyncio.sleep(POLL_S)
 
     def _former_records(self) -> Iterator[JournalRecord]:
-        return chain.from_iterable(map(read_journal, self._former))
+        return chain.from_iterable(read_journal(journal, until=end) for journal, end in self._tail.began_at.items())
 
     def poll(self) -> None:
         """Take in what is new."""

@@ -8,9 +8,10 @@ from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
+from msgspec import structs
 
 from meter_proxy.ledger.books import FIELDS, DayBook
-from meter_proxy.ledger.journal import JournalRecord, decode_line
+from meter_proxy.ledger.journal import JournalRecord, decode_record
 from meter_proxy.ledger.totals import DIMENSIONS
 
 MAX_RECENT = 100_000  # the most that /api/records can be asked for; some 70 MB
@@ -60,7 +61,8 @@ class RecentRecords:
 
     def _entry(self, record: JournalRecord) -> Entry:
         self._serial += 1
-        return (record.settled_at, self._serial, record.admitted_at, record.key, msgspec.json.encode(record))
+        shown = msgspec.json.encode(structs.replace(record, charges=()) if record.charges else record)
+        return (record.settled_at, self._serial, record.admitted_at, record.key, shown)
 
     def _drop_oldest(self) -> None:
         if len(self._entries) > self._size:
@@ -81,7 +83,7 @@ class RecentRecords:
         """All records admitted at `since` or later; None when they go back further than what is kept."""
         if not self.whole and (not self._entries or self._entries[0][0] >= since):
             return None
-        return map(decode_line, self.newest(len(self._entries), since=since))
+        return map(decode_record, self.newest(len(self._entries), since=since))
 
     def __len__(self) -> int:
         return min(len(self._entries), self._size)

@@ -11,10 +11,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from meter_proxy.errors import StoreError
 from meter_proxy.ledger import Ledger
-from meter_proxy.ledger.sync import Merge
+from meter_proxy.ledger.messages import Call
 from tests.support.records import usage_record
 
 ROUNDS = 5
@@ -23,10 +24,16 @@ KEYS = 100
 
 
 class Nowhere:
-    """A store that takes everything at once."""
+    """A store that is not there: the books stay dirty, nothing is sent."""
 
-    async def merge(self, batch: Sequence[Merge]) -> list[bool | StoreError]:
-        return [False] * len(batch)
+    async def call(self, batch: Sequence[Call]) -> list[Any | StoreError]:
+        raise StoreError("nowhere")
+
+    async def now(self) -> float:
+        raise StoreError("nowhere")
+
+    async def read_hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
+        return []
 
     async def close(self) -> None:
         return

@@ -11,10 +11,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from meter_proxy.admin.app import WorkerState, build
-from meter_proxy.ledger.journal import Journal, encode_line
+from meter_proxy.ledger.journal import encode_line
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics, WorkerStats
+from tests.support.journals import open_journal
 from tests.support.records import usage_record
 
 
@@ -50,7 +51,7 @@ def metrics() -> Metrics:
 async def client(tmp_path: Path, proxy: FakeProxy, metrics: Metrics) -> AsyncIterator[TestClient[Any, Any]]:
     """A client of an admin listener whose books hold 250 records: 125 of each alice and bob."""
     (tmp_path / "w0").mkdir()
-    journal = Journal(tmp_path / "w0")
+    journal = open_journal(tmp_path / "w0")
     for number in range(250):
         time = f"2026-03-0{1 + number // 100}T12:{number % 60:02d}:00.000Z"
         record = usage_record(id=f"r{number}", time=time, key="bob" if number % 2 else "alice")

@@ -12,9 +12,9 @@ from redis import Redis
 from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger import Ledger
 from meter_proxy.ledger.books import FIELDS
+from meter_proxy.ledger.messages import Call
 from meter_proxy.ledger.reading import iter_records
 from meter_proxy.ledger.store import Store, check_store
-from meter_proxy.ledger.sync import Merge, ModelTotals
 from tests.support.records import totals_in_redis, totals_of, usage_record
 from tests.support.servers import StoreServer, free_port
 from tests.support.waiting import until
@@ -41,15 +41,24 @@ async def store(server: StoreServer) -> AsyncIterator[Store]:
     await store.close()
 
 
-def message(journal_id: str, *models: tuple[str, int, int], acked: int = 0, expires_at: int = EXPIRES_AT) -> Merge:
-    """One message of `models`: (label, requests, the other totals)."""
-    totals = tuple(ModelTotals(label, acked, (requests, *[amount] * 5)) for label, requests, amount in models)
-    return Merge("acc", "alice", "20260301", journal_id, expires_at, totals)
+def message(
+    journal_id: str, *models: tuple[str, int, int], acked: int = 0, expires_at: int = EXPIRES_AT, key: str = "alice"
+) -> Call:
+    """One message of a day book of `models`: (label, requests, the other totals)."""
+    args: list[str | int] = [30_000, 1, 0, 0, len(FIELDS), *FIELDS, journal_id, expires_at, len(models)]
+    for label, requests, amount in models:
+        args += [label, acked, requests, *[amount] * 5]
+    return Call([f"mp:{{acc}}:{kind}:{key}:20260301" for kind in ("usage", "books")], args)
+
+
+async def merge(store: Store, *messages: Call) -> list[bool | StoreError]:
+    """Send messages in one batch; -> for each whether the store has lost data, or its error."""
+    return [reply if isinstance(reply, StoreError) else bool(reply[1]) for reply in await store.call(messages)]
 
 
 async def test_the_usage_hash_is_plain_integers_and_nothing_else(server: StoreServer, store: Store) -> None:
     """All six fields of each model, zeros too; model names may hold the separator."""
-    assert await store.merge([message("j1", ("m|1", 2, 0), ("m2", 1, 7)), message("j2", ("m2", 1, 8))]) == [False] * 2
+    assert await merge(store, message("j1", ("m|1", 2, 0), ("m2", 1, 7)), message("j2", ("m2", 1, 8))) == [False] * 2
     with server.client() as client:
         assert client.hgetall(USAGE) == {
             **{f"m|1|{field}": "2" if field == "requests" else "0" for field in FIELDS},
@@ -69,7 +78,7 @@ async def test_repeated_late_and_reordered_messages_change_nothing(server: Store
         arriving = messages + chance.choices(messages, k=20)
         chance.shuffle(arriving)
         for start in range(0, len(arriving), 7):
-            assert not any(await store.merge(arriving[start : start + 7]))
+            assert not any(await merge(store, *arriving[start : start + 7]))
         with server.client() as client:
             assert client.hget(USAGE, "m1|requests") == "15"
             assert client.hget(USAGE, "m1|cost_nano_usd") == str(5 * (10 + 20 + 30))
@@ -80,15 +89,15 @@ async def test_totals_are_exact_to_the_last_nano_dollar(server: StoreServer, sto
     """Beyond 2^53, where floats skip every second integer, too."""
     big = 2**60 + 1
     for total in (big, big + 2, big + 1):
-        await store.merge([message("j1", ("m1", total, total)), message("j2", ("m1", 1, 1))])
+        await merge(store, message("j1", ("m1", total, total)), message("j2", ("m1", 1, 1)))
     with server.client() as client:
         assert {client.hget(USAGE, f"m1|{field}") for field in FIELDS} == {str(big + 3)}
 
 
 async def test_expiry_is_set_once(server: StoreServer, store: Store) -> None:
     """The first write decides; later ones, and a changed retention, extend nothing."""
-    await store.merge([message("j1", ("m1", 1, 1))])
-    await store.merge([message("j1", ("m1", 2, 1), expires_at=EXPIRES_AT + 99)])
+    await merge(store, message("j1", ("m1", 1, 1)))
+    await merge(store, message("j1", ("m1", 2, 1), expires_at=EXPIRES_AT + 99))
     with server.client() as client:
         assert [client.expiretime(name) for name in (USAGE, BOOKS)] == [EXPIRES_AT] * 2
 
@@ -98,24 +107,24 @@ async def test_lost_data_is_reported_and_mended_by_sending_again(
     server: StoreServer, store: Store, gone: tuple[str, ...]
 ) -> None:
     """Also when only one of the two hashes is gone: then both begin anew, and count nothing twice."""
-    await store.merge([message("j1", ("m1", 3, 30)), message("j2", ("m1", 4, 40))])
+    await merge(store, message("j1", ("m1", 3, 30)), message("j2", ("m1", 4, 40)))
     with server.client() as client:
         client.delete(*gone)
-    assert await store.merge([message("j1", ("m1", 3, 30), acked=3)]) == [True]
-    assert await store.merge([message("j1", ("m1", 3, 30), acked=3)]) == [False]
-    assert await store.merge([message("j2", ("m1", 4, 40), acked=4)]) == [True]
+    assert await merge(store, message("j1", ("m1", 3, 30), acked=3)) == [True]
+    assert await merge(store, message("j1", ("m1", 3, 30), acked=3)) == [False]
+    assert await merge(store, message("j2", ("m1", 4, 40), acked=4)) == [True]
     with server.client() as client:
         assert client.hget(USAGE, "m1|input_tokens") == "70"
 
 
 async def test_a_key_of_another_type_is_an_error_of_its_own(server: StoreServer, store: Store) -> None:
     """WRONGTYPE, or an overflow, stops that message, not the batch, and leaves no half-counted field."""
-    await store.merge([message("j1", ("m1", 1, 2**63 - 1))])
+    await merge(store, message("j1", ("m1", 1, 2**63 - 1)))
     with server.client() as client:
         client.mset({f"mp:{{acc}}:{kind}:bob:20260301": "not ours" for kind in ("usage", "books")})
-    wrong_type = message("j1", ("m1", 1, 1))._replace(key="bob")
+    wrong_type = message("j1", ("m1", 1, 1), key="bob")
     overflow = message("j2", ("m1", 1, 1))
-    replies = await store.merge([wrong_type, overflow, message("j1", ("m2", 1, 1))])
+    replies = await merge(store, wrong_type, overflow, message("j1", ("m2", 1, 1)))
     assert [isinstance(reply, StoreError) for reply in replies] == [True, True, False]
     with server.client() as client:
         assert client.hget(USAGE, "m1|input_tokens") == str(2**63 - 1)
@@ -124,38 +133,38 @@ async def test_a_key_of_another_type_is_an_error_of_its_own(server: StoreServer,
 
 async def test_the_script_is_loaded_again_after_it_was_forgotten(server: StoreServer, store: Store) -> None:
     """SCRIPT FLUSH and a restart cost one more round trip."""
-    await store.merge([message("j1", ("m1", 1, 1))])
+    await merge(store, message("j1", ("m1", 1, 1)))
     with server.client() as client:
         client.script_flush()
-    assert await store.merge([message("j1", ("m1", 2, 2))]) == [False]
+    assert await merge(store, message("j1", ("m1", 2, 2))) == [False]
     with server.client() as client:
         assert client.hget(USAGE, "m1|requests") == "2"
 
 
 async def test_full_memory_is_refused_as_a_whole(server: StoreServer, store: Store) -> None:
     """Out of memory is the server's trouble: nothing is written, everything is tried again."""
-    await store.merge([message("j1", ("m1", 1, 1))])
+    await merge(store, message("j1", ("m1", 1, 1)))
     server.configure(maxmemory="1")
     try:
         with pytest.raises(StoreError, match=r"OOM|maxmemory"):
-            await store.merge([message("j1", ("m1", 2, 2))])
+            await merge(store, message("j1", ("m1", 2, 2)))
     finally:
         server.configure(maxmemory="0")
-    assert await store.merge([message("j1", ("m1", 2, 2))]) == [False]
+    assert await merge(store, message("j1", ("m1", 2, 2))) == [False]
 
 
 async def test_a_hanging_server_costs_a_quarter_of_a_second(server: StoreServer, store: Store) -> None:
     """A server that does not answer is given up; its late answer confuses nobody."""
-    await store.merge([message("j1", ("m1", 1, 1))])
+    await merge(store, message("j1", ("m1", 1, 1)))
     server.pause()
     try:
         with pytest.raises(StoreError, match="did not answer within 250 ms"):
             async with asyncio.timeout(2):
-                await store.merge([message("j1", ("m1", 2, 2), acked=99)])
+                await merge(store, message("j1", ("m1", 2, 2), acked=99))
     finally:
         server.resume()
-    assert await store.merge([message("j1", ("m1", 3, 3))]) == [False]
-    assert await store.merge([]) == []
+    assert await merge(store, message("j1", ("m1", 3, 3))) == [False]
+    assert await store.call([]) == []
 
 
 async def test_two_workers_and_an_emptied_server(server: StoreServer, store: Store, tmp_path: Path) -> None:
@@ -257,7 +266,7 @@ async def test_a_missing_password_is_told_apart_from_a_wrong_one(server: StoreSe
             await check_store(server.url)
         assert str(refusal.value) == f"redis.url has no password, and Redis at 127.0.0.1:{server.port} wants one"
         with pytest.raises(StoreError, match=r"redis\.url has no password"):
-            await Store(server.url).merge([])
+            await Store(server.url).call([])
     finally:
         with Redis.from_url(f"redis://:hidden@127.0.0.1:{server.port}/0") as client:
             client.config_set("requirepass", "")
@@ -285,7 +294,7 @@ async def test_an_unreachable_server_is_refused_in_one_clean_line() -> None:
         "cannot reach Redis at no-such-host.invalid:1: name or service not known; start it, or set redis.url"
     )
     with pytest.raises(StoreError, match=f"^cannot reach Redis at 127.0.0.1:{port}: connection refused$"):
-        await Store(f"redis://127.0.0.1:{port}").merge([])
+        await Store(f"redis://127.0.0.1:{port}").call([])
 
 
 async def test_a_server_without_tls_is_told_apart(server: StoreServer, monkeypatch: pytest.MonkeyPatch) -> None:

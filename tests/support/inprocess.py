@@ -47,8 +47,8 @@ class InProcessProxy:
         ledger = self.gateway.ledger
         settle = ledger.settle
 
-        def settle_and_copy(record: UsageRecord, slot: Slot | None = None) -> None:
-            settle(record, slot)
+        def settle_and_copy(record: UsageRecord, slot: Slot | None = None, **more: Any) -> None:
+            settle(record, slot, **more)
             self.records.append(record)
 
         ledger.settle = settle_and_copy  # type: ignore[method-assign]

@@ -13,7 +13,8 @@ import pytest
 
 from meter_proxy import __version__
 from meter_proxy.cli import main
-from meter_proxy.ledger.journal import Journal, encode_line
+from meter_proxy.ledger.journal import encode_line
+from tests.support.journals import open_journal
 from tests.support.records import usage_record
 
 COMMANDS = (
@@ -41,7 +42,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def state_dir(tmp_path: Path) -> Path:
     """A state directory with more records than a pipe or a buffer holds."""
     (tmp_path / "w0").mkdir()
-    journal = Journal(tmp_path / "w0")
+    journal = open_journal(tmp_path / "w0")
     journal.append(b"".join(encode_line(usage_record(), "m1") for _ in range(2000)))
     journal.close()
     return tmp_path
@@ -153,8 +154,8 @@ def unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_each_end_has_its_exit_code(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """0 good, 1 a file fails us, 2 wrong configuration, 3 cannot start, 130 Ctrl-C."""
     assert run("config", "schema")[0] == 0
-    journal = tmp_path / "w0" / "records-1.jsonl"
-    journal.parent.mkdir()
+    journal = tmp_path / "w0" / "journal-1" / "0000000000000000.log"
+    journal.parent.mkdir(parents=True)
     journal.symlink_to(journal)
     code, _, err = run("usage", "--state-dir", tmp_path)
     assert (code, err) == (1, f"meter-proxy: {journal}: Too many levels of symbolic links\n")

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from meter_proxy.cli import records
 from meter_proxy.errors import ConfigError
 from meter_proxy.ledger.journal import Journal, encode_line
+from tests.support.journals import open_journal
 from tests.support.records import usage_record
 
 LONG_ID = "req-0123456789-0123456789-0123456789-0123456789"
@@ -22,7 +23,7 @@ LONG_ID = "req-0123456789-0123456789-0123456789-0123456789"
 def journal(tmp_path: Path) -> Journal:
     """A journal with three records, `w0`'s."""
     (tmp_path / "w0").mkdir()
-    journal = Journal(tmp_path / "w0")
+    journal = open_journal(tmp_path / "w0")
     for second, key in enumerate(("alice", "bob", "alice"), start=1):
         record = usage_record(id=f"r{second}", key=key, time=f"2026-03-01T00:00:0{second}.000Z", client_request_id="@x")
         journal.append(encode_line(record, "m1"))

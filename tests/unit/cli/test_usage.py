@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from meter_proxy.cli import usage
 from meter_proxy.errors import ConfigError
-from meter_proxy.ledger.journal import Journal, encode_line
+from meter_proxy.ledger.journal import encode_line
+from tests.support.journals import open_journal
 from tests.support.records import usage_record
 
 Run = Callable[..., Result]
@@ -24,7 +25,7 @@ def run(tmp_path: Path) -> Run:
     """`run(*arguments)` on a state directory of three records; an expected error is raised."""
     journal_directory = tmp_path / "state" / "w0"
     journal_directory.mkdir(parents=True)
-    journal = Journal(journal_directory)
+    journal = open_journal(journal_directory)
     journal.append(encode_line(usage_record(key="bob", cost_nano_usd=1_500_000_001), "gpt-4o"))
     journal.append(encode_line(usage_record(key="ann", time="2020-01-01T00:00:00.000Z", cost_nano_usd=0), "gpt-4o"))
     journal.append(encode_line(usage_record(key="ann", cost_nano_usd=20), '=cmd|"x"!A1'))

@@ -4,17 +4,17 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from meter_proxy.errors import CannotStart
 from meter_proxy.ledger import Ledger, ledger, sync
-from meter_proxy.ledger.journal import encode_line
+from meter_proxy.ledger.messages import day_expires_at
 from meter_proxy.ledger.reading import iter_records
-from meter_proxy.ledger.sync import day_expires_at
 from tests.support.records import totals_of, usage_record
 from tests.support.waiting import until
-from tests.unit.ledger.stores import InMemory, LosesReplies, RefusesOneKey, Slow, Unreachable
+from tests.unit.ledger.stores import InMemory, LosesReplies, RefusesOneKey, Slow, Unreachable, keys_in
 
 NOW = 1772366400.0  # 2026-03-01T12:00:00Z
 MakeLedger = Callable[..., Ledger]
@@ -63,7 +63,7 @@ async def test_settled_is_in_journal_and_store(make: MakeLedger, tmp_path: Path)
     assert books.unsynced == 300
     await until(lambda: books.unsynced == 0, "everything is acknowledged")
     assert store.totals() == totals_of(iter_records(tmp_path))
-    assert max(store.batches) <= sync.MAX_BATCH + 2
+    assert max(store.batches) <= sync.MAX_CALLS + 2
     await books.stop()
     assert store.is_closed
 
@@ -122,7 +122,7 @@ async def test_an_outage_costs_nothing(make: MakeLedger, tmp_path: Path) -> None
     assert books.unsynced == 50
     store.is_away = False
     await until(lambda: books.unsynced == 0 and books.store_up, "everything is acknowledged")
-    assert [message.key for message in store.messages].count("alice") <= 2
+    assert keys_in(store.messages).count("alice") <= 2
     assert store.totals() == totals_of(iter_records(tmp_path))
     await books.stop()
 
@@ -147,7 +147,7 @@ async def test_one_bad_key_does_not_hold_up_the_others(make: MakeLedger, caplog:
     assert books.store_up
     store.is_wrong = False
     await until(lambda: books.unsynced == 0, "the bad one caught up")
-    assert sum("cannot count bad" in record.message for record in caplog.records) == 1
+    assert sum("cannot count" in record.message and " bad " in record.message for record in caplog.records) == 1
     await books.stop()
 
 
@@ -160,14 +160,16 @@ async def test_a_store_that_lost_data_gets_everything_again(make: MakeLedger, tm
     await books.start()
     books.settle(usage_record())
     await until(lambda: books.unsynced == 0, "the first is acknowledged")
-    older = dict(store.books)
+    older: dict[Any, Any] = {key: store.redis.hgetall(key) for key in store.redis.scan_iter()}
     for key in ("bob", "middle", "carol"):
         books.settle(usage_record(key=key))
     await until(lambda: books.unsynced == 0, "the others are acknowledged")
     expected = totals_of(iter_records(tmp_path))
     assert store.totals() == expected
-    newer = {place: total for place, total in store.books.items() if place not in older}
-    store.books = {"everything": {}, "the newest": older, "all but the newest": newer}[loses]
+    newer: dict[Any, Any] = {key: store.redis.hgetall(key) for key in store.redis.scan_iter() if key not in older}
+    store.redis.flushall()
+    for key, fields in {"everything": {}, "the newest": older, "all but the newest": newer}[loses].items():
+        store.redis.hset(key, mapping=fields)
     await until(lambda: store.totals() == expected, "everything is back")
     assert books.regressions == 1
     books.settle(usage_record())
@@ -207,7 +209,6 @@ async def test_nothing_is_said_of_a_dead_store_that_lacks_nothing(
     async with asyncio.timeout(2):
         await books.stop()
     assert not any("next start" in message for message in caplog.messages)
-    assert list(books.directory.glob("*.synced"))
 
 
 async def test_the_next_start_sends_what_the_last_could_not(make: MakeLedger, tmp_path: Path) -> None:
@@ -223,28 +224,15 @@ async def test_the_next_start_sends_what_the_last_could_not(make: MakeLedger, tm
 
 
 async def test_what_the_store_has_is_not_sent_again(make: MakeLedger) -> None:
-    """After a clean stop the next start asks about one book of it, and replays nothing."""
+    """After a clean stop the next start asks about two of the books, and sends nothing else."""
     store = InMemory()
     await settle_and_stop(make(store), *(f"k{number}" for number in range(20)))
     store.messages.clear()
     books = make(store)
     await books.start()
-    await until(lambda: store.messages, "the last book is checked")
+    await until(lambda: store.messages, "some books are checked")
     await books.stop()
-    assert {message.key for message in store.messages} == {"k19"}
-
-
-async def test_a_journal_that_grew_after_it_was_marked_is_sent_again(make: MakeLedger, tmp_path: Path) -> None:
-    """A marker is good for the bytes that it names: somebody may have read the journal while it was written."""
-    store = InMemory()
-    await settle_and_stop(make(store), "alice")
-    (journal,) = tmp_path.glob("w0/records-*.jsonl")
-    with journal.open("ab") as file:
-        file.write(encode_line(usage_record(key="bob"), "m1"))
-    books = make(store)
-    await books.start()
-    await until(lambda: "bob" in {key for _, key, *_ in store.totals()}, "the new line is counted")
-    await books.stop()
+    assert set(keys_in(store.messages)) == {"k0", "k19"}
 
 
 async def test_a_store_emptied_between_two_runs_gets_everything_again(make: MakeLedger, tmp_path: Path) -> None:
@@ -271,7 +259,7 @@ async def test_worker_0_looks_after_workers_that_are_no_more(make: MakeLedger, t
     assert (tmp_path / "w1").is_dir()
     store.messages.clear()
     await settle_and_stop(make(store, 1, 2))
-    assert {message.key for message in store.messages} <= {"k1"}
+    assert set(keys_in(store.messages)) <= {"k1"}
 
 
 async def test_expired_days_are_not_sent(make: MakeLedger) -> None:
@@ -284,9 +272,9 @@ async def test_expired_days_are_not_sent(make: MakeLedger) -> None:
     store = InMemory()
     books = make(store)
     await books.start()
-    await until(lambda: list(books.directory.glob("*.synced")), "the former journal is done with")
-    assert {message.key for message in store.messages} == {"new"}
-    assert {message.expires_at for message in store.messages} == {1772409600 + 400 * 86_400}
+    await until(lambda: store.totals(), "the other day is sent")
+    assert set(keys_in(store.messages)) == {"new"}
+    assert store.redis.expiretime("mp:{alice}:usage:new:20260301") == 1772409600 + 400 * 86_400
     await books.stop()
 
 
@@ -296,16 +284,16 @@ def test_counters_expire_after_the_end_of_their_day() -> None:
 
 
 class FullDisk:
-    """`os.write` that refuses while `is_full`."""
+    """`os.pwrite` that refuses while `is_full`."""
 
     def __init__(self) -> None:
         self.is_full = True
-        self._write = os.write
+        self._write = os.pwrite
 
-    def __call__(self, fd: int, data: bytes) -> int:
+    def __call__(self, fd: int, data: bytes, offset: int) -> int:
         if self.is_full:
             raise OSError(28, "No space left on device")
-        return self._write(fd, data)
+        return self._write(fd, data, offset)
 
 
 async def test_a_full_disk_delays_records_but_loses_none(
@@ -317,7 +305,7 @@ async def test_a_full_disk_delays_records_but_loses_none(
     books = make(store)
     await books.start()
     with monkeypatch.context() as patched:
-        patched.setattr(os, "write", disk)
+        patched.setattr(os, "pwrite", disk)
         for number in range(5):
             books.settle(usage_record(id=f"r{number}"))
             assert not books.can_write
@@ -340,7 +328,7 @@ async def test_records_that_could_never_be_written_are_logged_whole(
     books = make(InMemory())
     await books.start()
     with monkeypatch.context() as patched:
-        patched.setattr(os, "write", FullDisk())
+        patched.setattr(os, "pwrite", FullDisk())
         books.settle(usage_record(id="the-last-one"))
         await books.stop()
     assert any('"id":"the-last-one"' in record.message for record in caplog.records)
@@ -366,13 +354,13 @@ async def test_one_process_a_directory(make: MakeLedger) -> None:
     await settle_and_stop(make(InMemory()))
 
 
-async def test_incarnations_without_records_leave_nothing(make: MakeLedger) -> None:
-    """Restarting a thousand times does not make a thousand files."""
+async def test_a_journal_belongs_to_its_directory_not_to_a_process(make: MakeLedger) -> None:
+    """Restarting a thousand times does not make a thousand journals, nor fields in Redis."""
+    store = InMemory()
     for _ in range(3):
-        await settle_and_stop(books := make(InMemory()))
-    (books.directory / "records-killed.jsonl").touch()
-    await settle_and_stop(make(InMemory()))
-    assert list(books.directory.glob("records-*")) == []
+        await settle_and_stop(books := make(store), "alice")
+    assert len(list(books.directory.glob("journal-*"))) == 1
+    assert len([name for name in store.redis.hkeys("mp:{alice}:books:alice:20260301") if "requests" in name]) == 1
 
 
 async def test_the_label_is_decided_once(make: MakeLedger, tmp_path: Path) -> None:

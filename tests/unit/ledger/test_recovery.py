@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from meter_proxy.ledger.admission import Admission, read_admission
-from meter_proxy.ledger.journal import Journal, encode_line
+from meter_proxy.ledger.checkpoint import load
+from meter_proxy.ledger.journal import encode_line
 from meter_proxy.ledger.labels import ModelLabels
 from meter_proxy.ledger.reading import iter_records
 from meter_proxy.ledger.recovery import recover
@@ -14,7 +15,9 @@ from meter_proxy.ledger.slots import TEXT_BYTES, Slot, SlotTable
 from meter_proxy.metering.billing import NOTHING
 from meter_proxy.metering.pricing import TokenPrice
 from meter_proxy.metering.tally import Reading
-from meter_proxy.usage import Basis, Operation, Outcome, Usage
+from meter_proxy.quota.charge import Charge, Unit
+from meter_proxy.usage import Basis, Operation, Outcome, Usage, UsageRecord
+from tests.support.journals import open_journal
 
 NOW = 1_767_225_610.0
 PRICE = TokenPrice(Decimal("2.50"), Decimal("10"), Decimal("1.25"))
@@ -44,8 +47,8 @@ class Killed:
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "w0"
         self.directory.mkdir(parents=True)
-        self.journal = Journal(self.directory)
-        self.table = SlotTable(self.directory, self.journal.id, slots=8)
+        self.journal = open_journal(self.directory)
+        self.table = SlotTable(self.directory, slots=8)
         self.labels = ModelLabels(directory / "models", ["m"])
 
     def serve(self, id: str, **members: object) -> Slot:
@@ -55,7 +58,13 @@ class Killed:
         return slot
 
     def recover(self) -> int:
-        return recover(self.directory, self.labels, NOW)
+        """As a worker's start does it."""
+        journal = open_journal(self.directory)
+
+        def commit(record: UsageRecord, charges: tuple[Charge, ...]) -> None:
+            journal.append(encode_line(record, self.labels.label(record.model, record.status), charges))
+
+        return recover(self.directory, load(journal.directory, strict=True).ids, commit, NOW)
 
 
 @pytest.fixture
@@ -138,9 +147,9 @@ def test_a_recovery_killed_in_the_middle_of_a_line_goes_on(killed: Killed, tmp_p
     for number in range(3):
         killed.serve(str(number)).count(1)
     killed.recover()
-    (path,) = [p for p in killed.directory.glob("records-*.jsonl") if p != killed.journal.path]
-    whole = path.read_bytes()
-    path.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 20])
+    path = killed.journal.path
+    whole = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 20] + bytes(1000))
     assert killed.recover() == 1
     assert sorted(record.id for record in iter_records(tmp_path)) == ["0", "1", "2"]
 
@@ -165,3 +174,12 @@ def test_a_slot_text_is_read_as_it_was_written() -> None:
     """Prices keep every digit."""
     whole = admission("a", client_request_id="é", prompt_always=True)
     assert read_admission(whole.slot_text()) == whole
+
+
+def test_a_crash_is_charged_to_the_counters_of_its_admission(killed: Killed, tmp_path: Path) -> None:
+    """Unless nothing of it had reached an upstream: then it was no request."""
+    charge = Charge("k", "requests-day", "20260101", Unit.REQUESTS, 1_767_312_000)
+    killed.serve("a", charges=(charge,)).count(1)
+    killed.table.take(admission("b", charges=(charge,)).slot_text())
+    killed.recover()
+    assert {record.id: record.charges for record in iter_records(tmp_path)} == {"a": (charge,), "b": ()}

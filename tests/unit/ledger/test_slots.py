@@ -8,13 +8,11 @@ from meter_proxy.ledger.slots import SLOT_BYTES, TEXT_BYTES, Slot, SlotTable, re
 from meter_proxy.metering.tally import Reading
 from meter_proxy.usage import Basis, Usage
 
-JOURNAL_ID = "0123456789abcdef" * 2
-
 
 @pytest.fixture
 def table(tmp_path: Path) -> SlotTable:
     """Four slots."""
-    return SlotTable(tmp_path, JOURNAL_ID, slots=4)
+    return SlotTable(tmp_path, slots=4)
 
 
 def take(table: SlotTable, text: bytes = b"{}") -> Slot:
@@ -32,10 +30,10 @@ def test_a_taken_slot_is_live_with_its_text_until_it_is_freed(table: SlotTable, 
     slot = take(table, b'{"id":"a"}')
     found = read_live(tmp_path)
     assert found is not None
-    journal_id, (progress,) = found
-    assert (journal_id, progress.text, progress.reading.basis) == (JOURNAL_ID, b'{"id":"a"}', Basis.NONE)
+    (progress,) = found
+    assert (progress.text, progress.reading.basis) == (b'{"id":"a"}', Basis.NONE)
     slot.free()
-    assert read_live(tmp_path) == (JOURNAL_ID, [])
+    assert read_live(tmp_path) == []
 
 
 def test_counts_are_there_at_once(table: SlotTable, tmp_path: Path) -> None:
@@ -44,7 +42,7 @@ def test_counts_are_there_at_once(table: SlotTable, tmp_path: Path) -> None:
     slot.forwarded()
     slot.answered(200)
     slot.count(7)
-    _, (progress,) = read_live(tmp_path) or ("", [])
+    (progress,) = read_live(tmp_path)
     assert (progress.content_events, progress.status, progress.reached_upstream) == (7, 200, True)
     assert (progress.reading.basis, progress.reading.usage.output_tokens) == (Basis.COUNTED, 7)
 
@@ -54,7 +52,7 @@ def test_usage_is_there_whole(table: SlotTable, tmp_path: Path, basis: Basis) ->
     """None and 0 stay different things."""
     reading = Reading(Usage(9, 0, None, 0), basis, basis)
     note(take(table), reading, content_events=3, finished=True, done=True)
-    _, (progress,) = read_live(tmp_path) or ("", [])
+    (progress,) = read_live(tmp_path)
     assert progress.reading == reading
     assert (progress.finished, progress.done, progress.failed) == (True, True, False)
 
@@ -62,7 +60,7 @@ def test_usage_is_there_whole(table: SlotTable, tmp_path: Path, basis: Basis) ->
 def test_known_input_stays_known_beside_counted_output(table: SlotTable, tmp_path: Path) -> None:
     """Running usage may say the input, and its output not be believed."""
     note(take(table), Reading(Usage(9, 2), Basis.COUNTED, Basis.RUNNING), content_events=2)
-    _, (progress,) = read_live(tmp_path) or ("", [])
+    (progress,) = read_live(tmp_path)
     assert progress.reading == Reading(Usage(9, 2), Basis.COUNTED, Basis.RUNNING)
 
 
@@ -73,7 +71,7 @@ def test_counts_go_on_after_a_note(table: SlotTable, tmp_path: Path) -> None:
     slot.free()
     again = take(table)
     again.count(1)
-    _, (progress,) = read_live(tmp_path) or ("", [])
+    (progress,) = read_live(tmp_path)
     assert (progress.finished, progress.reading) == (False, Reading(Usage(output_tokens=1), Basis.COUNTED, None))
 
 
@@ -93,19 +91,19 @@ def test_the_file_is_preallocated_and_texts_stay_in_their_slot(table: SlotTable,
     texts = [bytes([65 + number]) * TEXT_BYTES for number in range(4)]
     for text in texts:
         take(table, text)
-    _, live = read_live(tmp_path) or ("", [])
+    live = read_live(tmp_path)
     assert sorted(progress.text for progress in live) == texts
 
 
 def test_a_new_table_replaces_the_old_one_whole(table: SlotTable, tmp_path: Path) -> None:
     """Until the new one is complete, the old one is what a reader finds."""
     take(table)
-    SlotTable(tmp_path, "f" * 32, slots=2)
-    assert read_live(tmp_path) == ("f" * 32, [])
+    SlotTable(tmp_path, slots=2)
+    assert read_live(tmp_path) == []
 
 
 def test_no_table_and_a_foreign_file_are_nothing(tmp_path: Path) -> None:
     """Nothing was in flight."""
-    assert read_live(tmp_path) is None
+    assert read_live(tmp_path) == []
     (tmp_path / "slots").write_bytes(b"something else")
-    assert read_live(tmp_path) is None
+    assert read_live(tmp_path) == []

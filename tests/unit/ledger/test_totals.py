@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from meter_proxy.ledger.journal import JournalRecord, decode_line, encode_line
+from meter_proxy.ledger.journal import JournalRecord, decode_record, encode_line
+from meter_proxy.ledger.segments import unframed
 from meter_proxy.ledger.totals import parse_by, parse_since, summarise
 from tests.support.records import usage_record
 
@@ -11,7 +12,9 @@ NOW = 1772366400.0  # 2026-03-01T12:00:00Z
 
 
 def record(label: str = "m1", **members: object) -> JournalRecord:
-    return decode_line(encode_line(usage_record(**members), label))
+    text = unframed(encode_line(usage_record(**members), label)[:-1])
+    assert text is not None
+    return decode_record(text)
 
 
 def test_a_row_has_the_contracts_columns() -> None:

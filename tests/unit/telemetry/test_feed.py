@@ -17,6 +17,7 @@ from meter_proxy.telemetry.metrics import Metrics, WorkerStats
 from meter_proxy.telemetry.publish import STATS_FILE, read_snapshot, write_snapshot
 from meter_proxy.telemetry.records import RecentRecords
 from meter_proxy.usage import Operation
+from tests.support.journals import open_journal
 from tests.support.waiting import until
 from tests.unit.telemetry.journal_records import journal_record
 
@@ -31,7 +32,7 @@ def journal(state_dir: Path, worker: int = 0) -> Journal:
     """A new journal of a worker."""
     directory = state_dir / f"w{worker}"
     directory.mkdir(parents=True, exist_ok=True)
-    return Journal(directory)
+    return open_journal(directory)
 
 
 def settle(into: Journal, *records: JournalRecord) -> None:

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from meter_proxy.errors import StoreError
 from meter_proxy.ledger import Ledger
-from meter_proxy.ledger.sync import Merge
+from meter_proxy.ledger.messages import Call
 from meter_proxy.telemetry.metrics import WorkerStats
 from meter_proxy.telemetry.publish import STATS_FILE, published, read_snapshot
 from meter_proxy.telemetry.timed_store import TimedStore
@@ -53,31 +54,34 @@ class Store:
         self._fails = fails
         self.closed = False
 
-    async def merge(self, batch: Sequence[Merge]) -> list[bool | StoreError]:
+    async def call(self, batch: Sequence[Call]) -> list[Any | StoreError]:
         """The answer of a store that has lost nothing."""
         await asyncio.sleep(0.01)
         if self._fails:
             raise StoreError("away")
         return [False for _ in batch]
 
+    async def now(self) -> float:
+        return 0.0
+
+    async def read_hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
+        return []
+
     async def close(self) -> None:
         """Remember it."""
         self.closed = True
 
 
-MESSAGE = Merge("alice", "alice", "20260301", "j", 0, ())
+MESSAGE = Call([], [])
 
 
 async def test_the_time_of_a_batch_is_observed() -> None:
-    """Not of a probe without a batch."""
     times: list[float] = []
     store = Store()
     timed = TimedStore(store, times.append)
-    assert await timed.merge([MESSAGE]) == [False]
+    assert await timed.call([MESSAGE]) == [False]
     assert len(times) == 1
     assert times[0] >= 0.009
-    await timed.merge([])
-    assert len(times) == 1
     await timed.close()
     assert store.closed
 
@@ -86,5 +90,5 @@ async def test_a_batch_that_was_not_taken_has_no_time() -> None:
     """The failure goes through."""
     times: list[float] = []
     with pytest.raises(StoreError):
-        await TimedStore(Store(fails=True), times.append).merge([MESSAGE])
+        await TimedStore(Store(fails=True), times.append).call([MESSAGE])
     assert times == []
