@@ -77,6 +77,8 @@ class MeterProxy:
                 workers=self.workers,
                 configured_models=config.models,
                 usage_retention_s=int(config.redis.usage_retention_s),
+                journal=config.journal,
+                bounded_tokens=config.redis.bounded_tokens,
             )
             await ledger.start()
             try:

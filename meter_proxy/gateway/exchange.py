@@ -23,16 +23,18 @@ from meter_proxy.gateway.headers import reply_headers, request_head
 from meter_proxy.gateway.http1 import Framing, ResponseHead
 from meter_proxy.gateway.inbound import Call
 from meter_proxy.gateway.redaction import RedactedError, WithheldError, masked
-from meter_proxy.gateway.relay import Relay
+from meter_proxy.gateway.relay import QuotaReached, Relay
 from meter_proxy.gateway.replies import cors_headers, upstream_error
 from meter_proxy.gateway.settlement import make_record
 from meter_proxy.gateway.upstream import UpstreamConnection
 from meter_proxy.ledger.admission import Admission
+from meter_proxy.ledger.grants import UNBOUNDED, Grant
 from meter_proxy.ledger.slots import Slot
 from meter_proxy.metering.billing import outcome_of_status
+from meter_proxy.metering.ending import failed, stopped
 from meter_proxy.metering.injection import NOTHING_HIDDEN, RunningUsage, rewrite_body
-from meter_proxy.metering.meter import Meter, meter_for
-from meter_proxy.usage import Operation, Outcome, UsageRecord
+from meter_proxy.metering.meter import Meter, meter_for, stream_of
+from meter_proxy.usage import Operation, Outcome, Usage, UsageRecord
 
 if TYPE_CHECKING:
     from meter_proxy.gateway.gateway import Gateway
@@ -53,15 +55,26 @@ class Exchange:
         slot: Slot,
         body: bytes,
         request: web.BaseRequest,
+        grant: Grant | None = None,
     ) -> None:
+        """`grant`: what its quotas let it use; None: it has none."""
         self.id = admission.id
         self.call = call
         self.admission = admission
         self.slot = slot
         self.began_at = time.perf_counter()  # not the loop's clock: uvloop's has steps of 1 ms
         self.status: int | None = None  # of the head that the client got
-        self.relay = Relay(self._make_meter, slot, gateway.stats, client_stall_s=gateway.config.limits.client_stall_s)
+        self.grant = grant
+        self.relay = Relay(
+            self._make_meter,
+            slot,
+            gateway.stats,
+            client_stall_s=gateway.config.limits.client_stall_s,
+            allowance=grant if call.asked.stream else None,
+        )
+        self._is_bounded = grant is not None and grant.granted < UNBOUNDED
         self.reached_upstream = False
+        self.quota_headers: tuple[tuple[str, str], ...] = ()
         self._gateway = gateway
         self._request = request
         self._body = body  # the client's own bytes; dropped once the upstream answers
@@ -85,6 +98,10 @@ class Exchange:
             reply = await self._begin_reply(head)
             await self.relay.whole()
             await reply.write_eof()
+            return reply
+        except QuotaReached:
+            reply = await self._end_at_wall()
+            await self._drain()
             return reply
         except UpstreamError as exc:
             return self._upstream_failed(exc)
@@ -170,6 +187,7 @@ class Exchange:
             upstream_model=call.model.upstream_model,
             include_usage=include_usage,
             running=running,
+            max_tokens=self.grant.max_tokens if self.grant is not None else None,
         )
         return body
 
@@ -228,11 +246,14 @@ class Exchange:
         assert client is not None
         secret = self._pool.api_key
         headers = CIMultiDict(reply_headers(head, self.id, secret=secret))
+        headers.extend(self.quota_headers)
         headers.extend(cors_headers(self._request))
         if isinstance(self.relay.meter, WithheldError):
             del headers["Content-Encoding"]
             headers["Content-Type"] = "application/json"
-        elif head.framing in (Framing.LENGTH, Framing.NONE) and (head.status >= 300 or self._hidden == NOTHING_HIDDEN):
+        elif head.framing in (Framing.LENGTH, Framing.NONE) and (
+            head.status >= 300 or (self._hidden == NOTHING_HIDDEN and not self._is_bounded)
+        ):
             headers["Content-Length"] = str(head.length)
         reason = masked(head.reason, secret)
         self._reply = reply = web.StreamResponse(status=head.status, reason=reason, headers=headers)
@@ -249,6 +270,25 @@ class Exchange:
 
     # The ways to end early.
 
+    async def _end_at_wall(self) -> web.StreamResponse:
+        """A quota is used up: the client's stream ends here, properly; the upstream is told afterwards."""
+        reply, client, grant = self._reply, self._client, self.grant
+        assert reply is not None
+        assert grant is not None
+        stream = stream_of(self.relay.meter)
+        if client is None or stream is None:
+            self._break_off()  # a coded stream cannot be ended in our words
+            return reply
+        if grant.exhausted == "error":
+            ending = failed(f"The quota {grant.cut_by.id if grant.cut_by else ''} is used up: the answer ends here.")
+        else:
+            usage = self._usage_so_far() if self.call.asked.asked_for_usage else None
+            ending = stopped(self.call.operation, stream.sample, stream.open_choices, usage)
+        client.write(ending, None)
+        if not client.transport.is_closing():
+            await reply.write_eof()
+        return reply
+
     def _upstream_failed(self, exc: UpstreamError) -> web.StreamResponse:
         """The client sees the break: an error before the reply's head, a reply without its end after it."""
         self._outcome = Outcome.UPSTREAM_TIMEOUT if isinstance(exc, UpstreamTimeout) else Outcome.UPSTREAM_FAILED
@@ -258,6 +298,7 @@ class Exchange:
             self._break_off()
             return self._reply
         reply = upstream_error(self._request, exc, self.id)
+        reply.headers.extend(self.quota_headers)
         self.status = reply.status
         return reply
 
@@ -286,6 +327,8 @@ class Exchange:
         relay, meter = self.relay, self.relay.meter
         if self._outcome is not None:
             return self._outcome
+        if relay.cut_by_quota:
+            return Outcome.QUOTA_CUT
         if relay.client_lost and relay.finished_at_loss:
             return Outcome.COMPLETED
         failure = outcome_of_status(self.status)
@@ -303,6 +346,10 @@ class Exchange:
     def bad_usage(self) -> list[str]:
         """What was odd about the usage on the wire, for `meter_proxy_bad_usage_total`."""
         return self.relay.meter.bad_usage if self.relay.meter is not None else []
+
+    def _usage_so_far(self) -> Usage:
+        record = self.record()
+        return Usage(record.input_tokens, record.output_tokens)
 
     def record(self) -> UsageRecord:
         """The bill, if the exchange ended now."""

@@ -12,6 +12,7 @@ import time
 import msgspec
 from aiohttp import HttpVersion11, web
 
+from meter_proxy.config.rulebook import RuleBook
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import ClientError, UpstreamError
 from meter_proxy.gateway.client import ClientGone
@@ -19,12 +20,14 @@ from meter_proxy.gateway.exchange import Exchange
 from meter_proxy.gateway.fetch import fetch
 from meter_proxy.gateway.identity import Identities
 from meter_proxy.gateway.inbound import Call, Caller, Inbound
+from meter_proxy.gateway.quotas import QuotaGate
 from meter_proxy.gateway.refusals import InjectionRefusals
 from meter_proxy.gateway.replies import client_error, cors_headers, unavailable
 from meter_proxy.gateway.routes import MODELS, Route
 from meter_proxy.gateway.settlement import make_admission
 from meter_proxy.gateway.upstream import UpstreamPool
 from meter_proxy.ledger import Ledger
+from meter_proxy.ledger.grants import Grant
 from meter_proxy.telemetry.metrics import WorkerStats
 from meter_proxy.usage import UsageRecord
 
@@ -46,6 +49,8 @@ class Gateway:
         self.identities = Identities(self.pools, time.monotonic)
         self.refusals = InjectionRefusals(time.monotonic)
         self.draining = False
+        self.quotas = QuotaGate(RuleBook(config), ledger, stats)
+        ledger.place_keys({key.id: key.account_id for key in config.keys})
         self._inbound = Inbound(config)
         self.in_flight: set[Exchange] = set()
         self._all_settled = asyncio.Event()
@@ -64,7 +69,7 @@ class Gateway:
             client_request_id = request.headers.get("X-Request-Id")
             headers = tuple(request.headers.items())
             call = Call(caller, route.operation, route.path, asked, resolved, headers, client_request_id)
-            exchange = self._admit(call, body, request)
+            exchange = await self._admit(call, body, request)
         except ClientError as exc:
             self.stats.refused(key_id, model, route.operation, exc.status)
             return client_error(request, exc)
@@ -73,22 +78,37 @@ class Gateway:
         del body  # this frame lives as long as the stream
         return await exchange.run()
 
-    def _admit(self, call: Call, body: bytes, request: web.Request) -> Exchange:
-        """Write the call into the books as in flight. 503 when no new work can be taken, or not be recorded."""
+    async def _admit(self, call: Call, body: bytes, request: web.Request) -> Exchange:
+        """Reserve its quota, and write the call into the books as in flight.
+
+        429 by a rule; 503 when no new work can be taken, or not be recorded.
+        """
         if self.draining:
             raise unavailable("draining", "The server is about to restart. Try again in a moment.", retry_after_s=1)
+        grant = await self.quotas.grant(call)
+        try:
+            return self._open(call, body, request, grant)
+        except BaseException:
+            if grant is not None:
+                grant.release()
+            raise
+
+    def _open(self, call: Call, body: bytes, request: web.Request, grant: Grant | None) -> Exchange:
         upstream = call.model.upstreams[0]
         admission = make_admission(
             call,
             f"req_{secrets.token_hex(12)}",
-            admitted_at=time.time(),
+            admitted_at=self.ledger.now(),
             upstream=upstream,
             prompt_always=self.config.upstreams[upstream].bill_prompt == "always",
+            charges=grant.charges if grant is not None else (),
         )
         slot = self.ledger.admit(admission) if self.ledger.can_write else None
         if slot is None:
             raise unavailable("metering_unavailable", "Usage cannot be recorded at the moment.", retry_after_s=5)
-        exchange = Exchange(self, call, admission, slot, body, request)
+        exchange = Exchange(self, call, admission, slot, body, request, grant)
+        if grant is not None:
+            exchange.quota_headers = self.quotas.headers(grant)
         self.in_flight.add(exchange)
         self.stats.inflight_add(call.asked.model, 1)
         return exchange
@@ -104,7 +124,19 @@ class Gateway:
     def settled(self, exchange: Exchange, record: UsageRecord) -> None:
         """The one call at the end of every exchange: the record is written, the counters are moved."""
         self.in_flight.discard(exchange)
-        self.ledger.settle(record, exchange.slot)
+        admission, grant = exchange.admission, exchange.grant
+        cut_by: str | None = None
+        if grant is not None:
+            grant.used_tokens = record.input_tokens + record.output_tokens
+            if exchange.relay.cut_by_quota and grant.cut_by is not None:
+                cut_by = f"{grant.cut_by.holder}/{grant.cut_by.id}"
+        self.ledger.settle(
+            record,
+            exchange.slot,
+            charges=admission.charges if exchange.reached_upstream else (),
+            cut_by=cut_by,
+            grant=grant,
+        )
         self.stats.inflight_add(record.model, -1)
         for reason in exchange.bad_usage:
             self.stats.bad_usage(reason)

@@ -4,7 +4,8 @@ Nothing else happens in that loop: no task switch, no queue, no log line, no met
 generated is counted before it is forwarded: a killed process must not have given tokens away.
 
 The relay also is where all news of one exchange arrive (`on_...`), in any order, and where its story
-waits for them (`head`, `whole`, `drained`). A wait ends by what it waits for, by `UpstreamError`, or by `ClientGone`.
+waits for them (`head`, `whole`, `drained`). A wait ends by what it waits for, by `UpstreamError`, by `ClientGone`,
+or by `QuotaReached`.
 """
 
 import asyncio
@@ -16,8 +17,10 @@ from meter_proxy.errors import UpstreamError, UpstreamTimeout
 from meter_proxy.gateway.client import ClientConnection, ClientGone
 from meter_proxy.gateway.http1 import ResponseHead
 from meter_proxy.gateway.upstream import UpstreamConnection
+from meter_proxy.gateway.wall import Allowance, events_in
 from meter_proxy.ledger.slots import Slot
 from meter_proxy.metering.meter import Meter
+from meter_proxy.metering.tally import Reading
 from meter_proxy.telemetry.metrics import WorkerStats
 
 HIGH_WATER_BYTES = 65_536  # of body that arrived before the reply's head is out
@@ -27,10 +30,23 @@ SAMPLE_EVERY = 64  # reads; of these the time in our hands is measured
 MeterFactory = Callable[[ResponseHead], Meter]
 
 
+class QuotaReached(Exception):
+    """The last granted token is delivered, and there will be no more."""
+
+
 class Relay:
     """What passes, and what has happened so far, in one exchange."""
 
-    def __init__(self, make_meter: MeterFactory, slot: Slot, stats: WorkerStats, *, client_stall_s: float) -> None:
+    def __init__(
+        self,
+        make_meter: MeterFactory,
+        slot: Slot,
+        stats: WorkerStats,
+        *,
+        client_stall_s: float,
+        allowance: Allowance | None = None,
+    ) -> None:
+        """`allowance` None: nothing limits the output."""
         self._make_meter = make_meter
         self.slot = slot
         self._stats = stats
@@ -50,6 +66,14 @@ class Relay:
         self._flushed = False
         self._last_read: tuple[bytes, bytes | None] | None = None  # held back: see _forward
         self._drain_over = False
+        self._allowance = allowance
+        self._at_wall = False  # all that is granted is delivered; `_held` is what came after
+        self._held: list[bytes] = []
+        self._input_told = False
+        self._reading: Reading | None = None  # the last one that was noted
+        self.cut_by_quota = False
+        if allowance is not None:
+            allowance.on_change = self._on_allowance
         self._head: ResponseHead | None = None
         self.error: UpstreamError | None = None
         self.broke_untouched = False
@@ -125,19 +149,20 @@ class Relay:
 
     async def whole(self) -> None:
         """Wait until all of the answer has passed, and what the meter still held has been sent."""
-        while not self.ended:
+        while not self.ended or self._at_wall:
             self._raise_ending()
             await self._news()
-        if self.client_lost:
-            raise ClientGone
+        self._raise_ending()
         self.flush()
 
     async def drained(self, seconds: float) -> None:
         """The client is gone: count what the upstream still sends, for at most `seconds`."""
         self._client = None
+        self._at_wall = False  # what comes now is counted, and nobody gets it
         early, self._early = self._early or [], None
         for payload, _ in early:
             self._count(payload)
+        self._count_held()
         self._resume_upstream()  # the client that it was paused for is gone
         self._drain_over = False
         deadline = self._loop.call_later(seconds, self._end_drain)
@@ -156,6 +181,7 @@ class Relay:
         meter = self.meter
         if meter is not None and not self._flushed:
             self._flushed = True
+            self._count_held()
             # Half of a JSON document is not one that cannot be read: it has no end to be read at.
             rest = meter.finish() if self.ended or not meter.reads_at_end else b""
             self._note()
@@ -227,7 +253,7 @@ class Relay:
         self._notify()
 
     def _watch_idle(self, seconds: float, reads_before: int, ticks: int) -> None:
-        if self._reads != reads_before or self._client_is_slow:
+        if self._reads != reads_before or self._client_is_slow or self._at_wall:
             ticks = 0
         if ticks > IDLE_TICKS:
             self._on_timeout("sent nothing", seconds)
@@ -264,6 +290,8 @@ class Relay:
         self._resume_upstream()
 
     def _resume_upstream(self) -> None:
+        if self._at_wall:
+            return
         if self._connection is not None and not self.ended and self.error is None:
             self._connection.transport.resume_reading()
 
@@ -284,6 +312,86 @@ class Relay:
     # The tee itself.
 
     def _forward(self, payload: bytes, framed: bytes | None) -> None:
+        if self._allowance is None:
+            self._pass(payload, framed)
+        elif self._at_wall or self.cut_by_quota:
+            self._held.append(payload)
+        else:
+            self._pass_within(self._allowance, payload, framed)
+
+    def _pass_within(self, allowance: Allowance, payload: bytes, framed: bytes | None) -> None:
+        """Forward up to the event that uses up the last granted token."""
+        # A token takes a byte at least: far from the wall a read cannot reach it.
+        if allowance.granted - self._spent > len(payload):
+            self._pass(payload, framed)
+            if self._spent >= allowance.top_up_at:
+                allowance.top_up(self._spent)
+            return
+        for start, end in events_in(payload):
+            whole = end - start == len(payload)
+            self._pass(payload if whole else payload[start:end], framed if whole else None)
+            if self._spent >= allowance.top_up_at:
+                allowance.top_up(self._spent)
+            if self._spent >= allowance.granted and not self._is_complete:
+                self._stop_at_wall(payload[end:])
+                return
+
+    @property
+    def _spent(self) -> int:
+        """Output tokens so far: as the upstream counts them, else one per content event."""
+        reading, meter = self._reading, self.meter
+        if reading is not None and reading.usage.output_tokens is not None:
+            return reading.usage.output_tokens
+        return meter.content_events if meter is not None else 0
+
+    @property
+    def _is_complete(self) -> bool:
+        """The answer has come to its end by itself: there is nothing to cut."""
+        meter = self.meter
+        return meter is None or meter.finished or meter.done or meter.failed or meter.reads_at_end
+
+    def _stop_at_wall(self, rest: bytes) -> None:
+        """All that is granted is delivered. Wait for more, if more may come."""
+        if rest:
+            self._held.append(rest)
+        if self._connection is not None and not self.ended and self.error is None:
+            self._connection.transport.pause_reading()
+        self._at_wall = True
+        if self._allowance is not None and self._allowance.exhausted is not None:
+            self._cut()
+
+    def _on_allowance(self) -> None:
+        """More was granted, or there will be no more."""
+        allowance = self._allowance
+        if allowance is None or not self._at_wall:
+            return
+        if self._spent < allowance.granted:
+            self._at_wall = False
+            held, self._held = self._held, []
+            for payload in held:
+                self._forward(payload, None)
+            if not self._at_wall:
+                if not self._client_is_slow:
+                    self._resume_upstream()
+                self._notify()
+        elif allowance.exhausted is not None:
+            self._cut()
+        else:  # what was granted was not enough for the last event
+            allowance.top_up(self._spent)
+            if self._spent < allowance.granted or allowance.exhausted is not None:
+                self._on_allowance()
+
+    def _cut(self) -> None:
+        self.cut_by_quota = True
+        self._notify()
+
+    def _count_held(self) -> None:
+        """What came after the wall is generated, and billed, though nobody gets it."""
+        held, self._held = self._held, []
+        for payload in held:
+            self._count(payload)
+
+    def _pass(self, payload: bytes, framed: bytes | None) -> None:
         out = self._count(payload)
         client = self._client
         if client is None:
@@ -317,8 +425,12 @@ class Relay:
         """Store everything that the meter knows in the slot."""
         meter = self.meter
         assert meter is not None
+        reading = self._reading = meter.usage_so_far()
+        if not self._input_told and self._allowance is not None and reading.usage.input_tokens is not None:
+            self._input_told = True
+            self._allowance.input_is(reading.usage.input_tokens)
         self.slot.note(
-            meter.usage_so_far(),
+            reading,
             content_events=meter.content_events,
             finished=meter.finished,
             done=meter.done,
@@ -326,6 +438,8 @@ class Relay:
         )
 
     def _raise_ending(self) -> None:
+        if self.cut_by_quota:
+            raise QuotaReached
         if self.client_lost:
             raise ClientGone
         if self.error is not None:

@@ -7,13 +7,22 @@ from meter_proxy.gateway.inbound import Call
 from meter_proxy.ledger.admission import Admission
 from meter_proxy.metering.pricing import TokenPrice
 from meter_proxy.metering.tally import NOTHING as NOTHING_SEEN
+from meter_proxy.quota.charge import Charge
 from meter_proxy.usage import UsageRecord
 
 if TYPE_CHECKING:
     from meter_proxy.gateway.exchange import Exchange
 
 
-def make_admission(call: Call, request_id: str, *, admitted_at: float, upstream: str, prompt_always: bool) -> Admission:
+def make_admission(
+    call: Call,
+    request_id: str,
+    *,
+    admitted_at: float,
+    upstream: str,
+    prompt_always: bool,
+    charges: tuple[Charge, ...] = (),
+) -> Admission:
     """What the books are told before anything is sent upstream. `admitted_at` is Unix seconds."""
     price = call.model.price
     return Admission(
@@ -30,6 +39,7 @@ def make_admission(call: Call, request_id: str, *, admitted_at: float, upstream:
         prompt_always=prompt_always,
         price=TokenPrice(price.input, price.output, price.cached_input) if price is not None else None,
         client_request_id=call.client_request_id,
+        charges=charges,
     )
 
 

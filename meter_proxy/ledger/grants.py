@@ -18,7 +18,7 @@ from meter_proxy.ledger.counters import Counter, counter_of
 from meter_proxy.ledger.messages import Answer, Ask, Part
 from meter_proxy.ledger.sync import Sync
 from meter_proxy.quota.charge import Charge, Unit
-from meter_proxy.quota.decision import Denied, denied
+from meter_proxy.quota.decision import Denied, Left, denied
 from meter_proxy.quota.reservation import SLICE_TOKENS, Claim, Want
 from meter_proxy.quota.rules import Rule
 from meter_proxy.quota.windows import Window
@@ -166,12 +166,14 @@ class Quotas:
 
     # What is told to callers.
 
-    def left(self, grant_or_want: "Grant | Want", account: str) -> list[tuple[Rule, Window, int]]:
+    def left(self, grant_or_want: "Grant | Want", account: str) -> list[Left]:
         """What is left of each rule that applies, after this admission, as far as this worker knows."""
         if isinstance(grant_or_want, Grant):
             pairs = zip(grant_or_want.want.claims, grant_or_want.counters, strict=True)
-            return [(claim.rule, claim.window, counter.remaining) for claim, counter in pairs]
-        return [(claim.rule, claim.window, self._counter(claim, account).remaining) for claim in grant_or_want.claims]
+            return [Left(claim.rule, claim.window, counter.remaining) for claim, counter in pairs]
+        return [
+            Left(claim.rule, claim.window, self._counter(claim, account).remaining) for claim in grant_or_want.claims
+        ]
 
     async def look(self, rules: Sequence[tuple[Rule, Window]], account: str) -> list[tuple[int, int]] | None:
         """Used and reserved of each rule in its window, over all workers; None if Redis could not be asked."""
@@ -183,6 +185,7 @@ class Quotas:
             send_max_tokens=None,
             input_tokens=0,
             renews=False,
+            choices=1,
         )
         counters = [self._counter(claim, account) for claim in want.claims]
         if not counters:
@@ -209,6 +212,7 @@ class Grant:
         "_bound",
         "_key",
         "_late",
+        "_max_tokens",
         "_quotas",
         "_released",
         "_spent",
@@ -244,9 +248,17 @@ class Grant:
         self._ask: Ask | None = None
         self._late: asyncio.TimerHandle | None = None
         self._released = False
+        self._max_tokens = want.send_max_tokens
         if want.renews:
             self.granted = 0
             self._extend(tokens)
+        elif tokens < want.most:  # nobody bounds this answer, and little is left
+            self._max_tokens = max(1, tokens // want.choices)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """What to send upstream as `max_tokens`, per choice: the client gave none, and this is all that is granted."""
+        return self._max_tokens
 
     @property
     def charges(self) -> tuple[Charge, ...]:

@@ -82,6 +82,13 @@ def meter_for(
     return CodedMeter(_plain_meter(operation, content_type, asked, NOTHING_HIDDEN, max_event_bytes), coding)
 
 
+def stream_of(meter: Meter | None) -> StreamMeter | None:
+    """The meter of the events that the client gets; None where it gets no events, or not as they are metered."""
+    if isinstance(meter, SniffingMeter):
+        return meter.stream
+    return meter if isinstance(meter, StreamMeter) else None
+
+
 def _plain_meter(
     operation: Operation, content_type: str, asked: Asked, hidden: Hidden, max_event_bytes: int
 ) -> StreamMeter | SniffingMeter:

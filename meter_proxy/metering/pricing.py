@@ -45,6 +45,13 @@ def cost_nano_usd(usage: Usage, price: TokenPrice) -> int:
     return (2 * cost + rates.denominator) // (2 * rates.denominator)  # rounded half up
 
 
+def ceil_rates(price: TokenPrice) -> tuple[int, int]:
+    """Nano-dollars per input and per output token, rounded up: no usage costs more than its tokens at these."""
+    rates = _rates(price)
+    dearest_input = max(rates.input, rates.cached_input)
+    return -(-dearest_input // rates.denominator), -(-rates.output // rates.denominator)
+
+
 @lru_cache(maxsize=1024)  # one entry per price in the configuration: fractions cost 50 us an exchange
 def _rates(price: TokenPrice) -> _Rates:
     cached_price = price.input if price.cached_input is None else price.cached_input

@@ -23,6 +23,11 @@ class SniffingMeter(AroundMeter):
         self._body_meter = body_meter
         self._decided = False
 
+    @property
+    def stream(self) -> StreamMeter | None:
+        """The meter inside, if the answer is a stream."""
+        return self._inner if isinstance(self._inner, StreamMeter) else None
+
     def feed(self, data: bytes) -> bytes:
         """What the client gets now; blank lines in front pass at once."""
         if self._decided:

@@ -36,6 +36,7 @@ class StreamMeter:
         self.reads_at_end = False
         self.response_model: str | None = None
         self.bad_usage: list[str] = []
+        self.sample = b""  # the JSON of the first event that has choices
         self._dialect = DIALECTS[operation]
         self._choices = asked.choices
         self._hidden = hidden
@@ -60,6 +61,11 @@ class StreamMeter:
     def finished(self) -> bool:
         """Every choice asked for has its finish reason."""
         return len(self._finished_choices) >= self._choices
+
+    @property
+    def open_choices(self) -> list[int]:
+        """The choices asked for that have no finish reason yet."""
+        return [index for index in range(self._choices) if index not in self._finished_choices]
 
     @property
     def has_usage(self) -> bool:
@@ -183,6 +189,8 @@ class StreamMeter:
             self._saw_noise = self._saw_noise or bool(payload)  # comments are no noise
         else:
             self._saw_answer = True
+            if not self.sample and answer.choices:
+                self.sample = payload
             self._count(answer, raw, text)
         return answer
 

@@ -62,6 +62,7 @@ class Want(NamedTuple):
     send_max_tokens: int | None  # per choice, to be sent upstream because the client gave none
     input_tokens: int  # what `base` was made with
     renews: bool  # more is asked for as the stream flows
+    choices: int
 
 
 def want_for(rules: Sequence[Rule], asked: Asked, rates: Rates, now: float) -> Want:
@@ -98,6 +99,7 @@ def want_for(rules: Sequence[Rule], asked: Asked, rates: Rates, now: float) -> W
         send_max_tokens=per_choice if is_hard and asked.max_output_tokens is None and asked.has_output else None,
         input_tokens=estimate if asked.stream else upper,
         renews=grows and asked.stream and most > 0,
+        choices=asked.choices,
     )
 
 

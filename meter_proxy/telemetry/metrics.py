@@ -17,6 +17,7 @@ import msgspec
 
 from meter_proxy.ledger.journal import JournalRecord
 from meter_proxy.ledger.labels import OTHER
+from meter_proxy.quota.charge import KEY_HOLDER
 from meter_proxy.telemetry.exposition import Counter, Distribution, Family, Gauge, Histogram
 from meter_proxy.telemetry.servers import UNKNOWN_SERVER, Server
 from meter_proxy.usage import Operation, Outcome
@@ -54,6 +55,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     incarnation: str
     refused: list[tuple[str, str, str, str, int]] = []  # key, model, operation, code; count
+    quota_rejected: list[tuple[str, str, int]] = []  # key, rule; count
     bad_usage: dict[str, int] = {}  # by reason
     disconnected: list[tuple[str, str, int]] = []  # model, phase; count
     distributions: dict[str, tuple[list[int], float]] = {}  # by stage of the overhead, or "sync"; counts, sum
@@ -72,6 +74,7 @@ class WorkerStats:
         self._label: Callable[[str, int | None], str] = lambda model, status: OTHER
         self._ledger: LedgerState | None = None
         self._refused: Tally[tuple[str, str, str, str]] = Tally()
+        self._quota_rejected: Tally[tuple[str, str]] = Tally()
         self._bad_usage: Tally[str] = Tally()
         self._disconnected: Tally[tuple[str, str]] = Tally()
         self._inflight: dict[str, int] = {}  # by the name asked for; its label may change while it runs
@@ -87,6 +90,10 @@ class WorkerStats:
     def refused(self, key: str, model: str, operation: Operation, code: int) -> None:
         """We answered a request with `code` without admitting it. Before authentication, `key` is `unknown`."""
         self._refused[key, self._label(model, None), operation.value, str(code)] += 1
+
+    def quota_rejected(self, key: str, rule: str) -> None:
+        """A rule of `key` (`account:NAME`: of an account) refused a request."""
+        self._quota_rejected[key, rule] += 1
 
     def inflight_add(self, model: str, change: int) -> None:
         """An admitted exchange began (1) or ended (-1)."""
@@ -127,6 +134,7 @@ class WorkerStats:
         return Snapshot(
             incarnation=self._incarnation,
             refused=[(*labels, count) for labels, count in self._refused.items()],
+            quota_rejected=[(*labels, count) for labels, count in self._quota_rejected.items()],
             bad_usage=dict(self._bad_usage),
             disconnected=[(*labels, count) for labels, count in self._disconnected.items()],
             distributions={name: (list(one.counts), one.sum) for name, one in self._distributions.items()},
@@ -249,6 +257,9 @@ class Metrics:
         self.usage_records.add((operation, record.basis.value), 1)
         if record.outcome is Outcome.CLIENT_DISCONNECTED:
             self.disconnects.add((model, "before_first_token" if record.ttft_ms is None else "streaming"), 1)
+        if record.cut_by is not None:
+            holder, _, rule = record.cut_by.partition("/")
+            self.quota_cutoffs.add((key if holder == KEY_HOLDER else f"account:{record.account}", rule), 1)
         self._observe(record)
 
     def _observe(self, record: JournalRecord) -> None:
@@ -277,6 +288,8 @@ class Metrics:
             self.requests.add((key, model, operation, Outcome.DENIED.value, code), count)
         for model, phase, count in _grown(snapshot.disconnected, last.disconnected):
             self.disconnects.add((model, phase), count)
+        for key, rule, count in _grown(snapshot.quota_rejected, last.quota_rejected):
+            self.quota_rejections.add((key, rule), count)
         for reason, count in _grown(snapshot.bad_usage.items(), last.bad_usage.items()):
             self.bad_usage.add((reason,), count)
         for name, (counts, total) in snapshot.distributions.items():

@@ -96,6 +96,7 @@ def hard(limit_rule: Rule, amount: int) -> Want:
         send_max_tokens=None,
         input_tokens=0,
         renews=False,
+        choices=1,
     )
 
 
@@ -109,6 +110,7 @@ def by_slice(limit_rule: Rule, input_tokens: int = 10, bound: int | None = None)
         send_max_tokens=None,
         input_tokens=input_tokens,
         renews=True,
+        choices=1,
     )
 
 

@@ -1,0 +1,80 @@
+"""From a call to its grant: which rules apply, what it needs, and what a refusal looks like over HTTP."""
+
+from collections.abc import Sequence
+
+from meter_proxy.config.rulebook import RuleBook
+from meter_proxy.errors import ClientError
+from meter_proxy.gateway.inbound import Call
+from meter_proxy.gateway.replies import unavailable
+from meter_proxy.ledger import Ledger
+from meter_proxy.ledger.grants import Grant, Unavailable
+from meter_proxy.metering.pricing import TokenPrice, ceil_rates
+from meter_proxy.quota.decision import Denied, Headers, Left, rate_limit_headers
+from meter_proxy.quota.reservation import FREE, Asked, Rates, Want, want_for
+from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.usage import Operation
+
+UNAVAILABLE_RETRY_S = 5
+
+
+class QuotaGate:
+    """Asks the ledger for grants, in the words of the gateway."""
+
+    def __init__(self, rules: RuleBook, ledger: Ledger, stats: WorkerStats) -> None:
+        self.rules = rules
+        self._ledger = ledger
+        self._stats = stats
+
+    async def grant(self, call: Call) -> Grant | None:
+        """What `call` may use; None where no rule applies. Raises ClientError: 429, or 503 while Redis is away."""
+        caller, quotas = call.caller, self._ledger.quotas
+        rules = self.rules.rules_for(caller.key, call.asked.model)
+        if not rules or quotas is None:
+            return None
+        want = want_for(rules, _asked(call), _rates(call), self._ledger.now())
+        answer = await quotas.reserve(want, key=caller.key_id, account=caller.account)
+        match answer:
+            case Grant():
+                return answer
+            case Denied():
+                raise self._refusal(answer, want, caller.account)
+            case Unavailable():
+                raise unavailable(
+                    "metering_unavailable",
+                    "Quotas cannot be checked at the moment. Try again in a moment.",
+                    retry_after_s=UNAVAILABLE_RETRY_S,
+                )
+
+    def _refusal(self, denied: Denied, want: Want, account: str) -> ClientError:
+        self._stats.quota_rejected(denied.rule.scope, denied.rule.id)
+        left = self._ledger.quotas.left(want, account) if self._ledger.quotas is not None else []
+        headers = (*denied.headers, *self._headers(left))
+        return ClientError(429, denied.code, denied.message, type=denied.type, headers=headers)
+
+    def headers(self, grant: Grant) -> Headers:
+        """What is left after this admission, for the reply."""
+        quotas = self._ledger.quotas
+        return self._headers(quotas.left(grant, "")) if quotas is not None else ()
+
+    def _headers(self, left: Sequence[Left]) -> Headers:
+        return rate_limit_headers(left, self._ledger.now())
+
+
+def _asked(call: Call) -> Asked:
+    asked = call.asked
+    return Asked(
+        stream=asked.stream,
+        choices=asked.choices,
+        max_output_tokens=asked.max_output_tokens,
+        model_max_output_tokens=call.model.max_output_tokens,
+        has_output=call.operation is not Operation.EMBEDDINGS,
+        input_text_bytes=asked.input_text_bytes,
+        texts=asked.texts,
+    )
+
+
+def _rates(call: Call) -> Rates:
+    price = call.model.price
+    if price is None:
+        return FREE
+    return Rates(*ceil_rates(TokenPrice(price.input, price.output, price.cached_input)))
