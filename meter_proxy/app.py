@@ -28,13 +28,13 @@ async def serve_worker(
     index: int,
     sock: socket.socket,
     store_url: str,
-    ready: Callable[[], None],
+    ready: Callable[[Callable[[Config], None]], None],
     stop: asyncio.Event,
 ) -> None:
     """Serve on `sock` until `stop` is set; then drain, settle, and return with the books closed.
 
     `store_url` is the store's real address (the embedded one's included); `ready` is called once
-    connections are accepted.
+    connections are accepted, with what takes a new configuration.
     """
     installed = MeterProxy(config, index=index, workers=config.workers, store_url=store_url)
     runner = web.AppRunner(
@@ -46,7 +46,7 @@ async def serve_worker(
     await runner.setup()
     try:
         async with _listening(runner, sock, header_timeout_s=config.limits.header_timeout_s):
-            ready()
+            ready(installed.reload)
             await stop.wait()
         # Before aiohttp closes connections: requests on those that are kept get their 503 meanwhile.
         await installed.drain()

@@ -19,10 +19,11 @@ from aiohttp import web
 
 from meter_proxy import __version__
 from meter_proxy.config.load import load_config
+from meter_proxy.config.reload import refuse_fixed_changes
 from meter_proxy.config.schema import Config
 from meter_proxy.gateway.gateway import Gateway
 from meter_proxy.gateway.replies import preflight
-from meter_proxy.gateway.routes import METERED, MODELS, Route
+from meter_proxy.gateway.routes import METERED, MODELS, USAGE, Route
 from meter_proxy.ledger import Ledger
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.exposition import CONTENT_TYPE
@@ -92,6 +93,15 @@ class MeterProxy:
             if embedded is not None:
                 await asyncio.to_thread(embedded.stop)
 
+    def reload(self, config: Config) -> None:
+        """Serve by `config` from now on: no stream is dropped, no counter reset. Call it while the application runs.
+
+        Raises ConfigError, and changes nothing, where `config` differs in what a start decides: see `config/reload.py`.
+        """
+        refuse_fixed_changes(self.config, config)
+        self.config = config
+        self.gateway.reconfigure(config)
+
     async def drain(self, app: web.Application | None = None) -> None:
         """The application's `on_shutdown`: let what is in flight end, within `limits.drain_timeout`."""
         await self.gateway.drain(self.config.limits.drain_timeout_s)
@@ -131,6 +141,8 @@ def install(app: web.Application, installed: MeterProxy) -> None:
         for path in (prefix + MODELS, prefix + MODELS + "/{model:.+}"):
             app.router.add_get(path, _models)
             app.router.add_options(path, _preflight)
+        app.router.add_get(prefix + USAGE, _usage)
+        app.router.add_options(prefix + USAGE, _preflight)
     app.on_shutdown.append(installed.drain)
     app.cleanup_ctx.append(installed.running)
 
@@ -145,6 +157,10 @@ async def _expect(route: Route, request: web.Request) -> web.StreamResponse | No
 
 async def _models(request: web.Request) -> web.StreamResponse:
     return await request.app[METER_PROXY].gateway.models(request)
+
+
+async def _usage(request: web.Request) -> web.StreamResponse:
+    return await request.app[METER_PROXY].gateway.usage(request)
 
 
 async def _preflight(request: web.Request) -> web.StreamResponse:

@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from meter_proxy.admin.guard import error, guard
+from meter_proxy.errors import ConfigError
 from meter_proxy.ledger.totals import parse_by, parse_since
 from meter_proxy.telemetry.exposition import CONTENT_TYPE
 from meter_proxy.telemetry.feed import RecordFeed
@@ -27,7 +28,6 @@ DEFAULT_LIMIT = 100
 DEFAULT_BY = "key,model,day"
 BATCH = 500  # records in one write: 300 KB, 0.1 ms
 LAST_INSTANT = 253_402_300_799.0  # 9999-12-31T23:59:59Z: what a calendar can hold
-RESTART_NEEDED = "Reloading the configuration is not possible in this version: restart the proxy."
 
 
 class WorkerState(msgspec.Struct, frozen=True):
@@ -51,6 +51,9 @@ class Proxy(Protocol):
     @property
     def uptime_s(self) -> float:
         """Since when it runs."""
+
+    def reload(self) -> None:
+        """Read the configuration again and serve by it; `ConfigError`, and nothing changed, if it is not good."""
 
 
 class BadParameter(Exception):
@@ -139,8 +142,13 @@ class Admin:
         )
 
     async def reload(self, request: web.Request) -> web.Response:
-        """Not in this version."""
-        return error(501, "not_implemented", RESTART_NEEDED)
+        """Read the configuration again."""
+        try:
+            self._proxy.reload()
+        except ConfigError as exc:
+            refusal = {"message": str(exc), "type": "invalid_request_error", "param": None, "code": "invalid_config"}
+            return _json({"error": refusal, "faults": exc.faults}, status=422)
+        return _json({"reloaded": True})
 
 
 def _parameters(request: web.Request, *known: str) -> dict[str, str]:

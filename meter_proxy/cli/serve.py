@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from meter_proxy.config.load import Overrides, config_for_upstream, load_config, not_yet_enforced
+from meter_proxy.config.reload import ConfigSource
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import ConfigError
 from meter_proxy.telemetry import logs
@@ -52,7 +53,7 @@ def command(
         LogFormat.AUTO
     ),
 ) -> None:
-    """Run the proxy. SIGTERM and Ctrl-C let open streams end first."""
+    """Run the proxy. SIGTERM and Ctrl-C let open streams end first; SIGHUP reads CONFIG again."""
     options = Overrides(listen=listen, admin=admin, redis=redis, workers=workers, state_dir=state_dir)
     settings = _settings(config, upstream, options, allow_anonymous=allow_anonymous)
     logs.set_up(level=log_level, format=log_format)
@@ -63,7 +64,10 @@ def command(
     from meter_proxy.app import serve_worker
     from meter_proxy.workers import serve
 
-    serve(settings, serve_worker, say=lambda line: print(line, flush=True))
+    source = None
+    if config is not None:
+        source = ConfigSource(config, lambda: _settings(config, None, options, allow_anonymous=allow_anonymous))
+    serve(settings, serve_worker, say=lambda line: print(line, flush=True), source=source)
 
 
 def _settings(config: Path | None, upstream: str | None, options: Overrides, *, allow_anonymous: bool) -> Config:

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from meter_proxy.config import values
 
 # What follows a path prefix; two prefixes may not make one path of two operations.
-OPERATION_PATHS = ("chat/completions", "completions", "embeddings", "models")
+OPERATION_PATHS = ("chat/completions", "completions", "embeddings", "models", "usage")
 OWN_PATHS = ("healthz", "readyz")
 LATER_SCHEMES = ("redis+sentinel", "redis+cluster")  # good to write, not served in this version
 SERVED_SCHEMES = "redis://, rediss:// or unix://"

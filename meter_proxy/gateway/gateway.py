@@ -45,15 +45,35 @@ class Gateway:
         self.config = config
         self.ledger = ledger
         self.stats = stats
+        # Also those that a reload took away: an exchange may still turn to them.
         self.pools = {name: UpstreamPool(name, upstream) for name, upstream in config.upstreams.items()}
         self.identities = Identities(self.pools, time.monotonic)
         self.refusals = InjectionRefusals(time.monotonic)
         self.draining = False
         self.quotas = QuotaGate(RuleBook(config), ledger, stats)
-        ledger.place_keys({key.id: key.account_id for key in config.keys})
         self._inbound = Inbound(config)
         self.in_flight: set[Exchange] = set()
         self._all_settled = asyncio.Event()
+        ledger.place_keys({key.id: key.account_id for key in config.keys})
+
+    def reconfigure(self, config: Config) -> None:
+        """Serve by another configuration from now on; what is in flight goes on as it was admitted."""
+        for name, upstream in config.upstreams.items():
+            pool = self.pools.get(name)
+            if pool is None or pool.config != upstream:
+                self.pools[name] = UpstreamPool(name, upstream)
+                self.identities.forget(name)
+                if pool is not None:
+                    pool.close()
+        for name in self.pools.keys() - config.upstreams.keys():
+            self.pools[name].close()
+        self.config = config
+        self._inbound = Inbound(config)
+        self.quotas = QuotaGate(RuleBook(config), self.ledger, self.stats)
+        if self.ledger.quotas is not None:
+            self.ledger.quotas.bounded_tokens = config.redis.bounded_tokens
+        self.ledger.labels.configured = frozenset(config.models) - {"*"}
+        self.ledger.place_keys({key.id: key.account_id for key in config.keys})
 
     async def post(self, request: web.Request, route: Route) -> web.StreamResponse:
         """A metered operation, from its first header to its record."""
@@ -173,6 +193,18 @@ class Gateway:
             {"object": "list", "data": entries} if wanted is None else next(e for e in entries if e["id"] == wanted)
         )
         response = web.Response(body=msgspec.json.encode(document), content_type="application/json")
+        response.headers.extend(cors_headers(request))
+        return response
+
+    async def usage(self, request: web.Request) -> web.StreamResponse:
+        """The caller's own usage and quotas."""
+        try:
+            caller = self._inbound.identify(request, time.time())
+        except ClientError as exc:
+            return client_error(request, exc)
+        document = await self.quotas.statement(caller)
+        response = web.Response(body=msgspec.json.encode(document), content_type="application/json")
+        response.headers["Cache-Control"] = "no-store"
         response.headers.extend(cors_headers(request))
         return response
 

@@ -45,6 +45,10 @@ class Identities:
         self._known: dict[str, tuple[RunningUsage, float]] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
 
+    def forget(self, name: str) -> None:
+        """The upstream is another one now."""
+        self._known.pop(name, None)
+
     async def running_usage(self, name: str) -> RunningUsage:
         """What to ask of upstream `name`; OFF while it is not known. Waits only for the first answer."""
         said = self._pools[name].config.running_usage

@@ -1,16 +1,20 @@
 """From a call to its grant: which rules apply, what it needs, and what a refusal looks like over HTTP."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 from meter_proxy.config.rulebook import RuleBook
 from meter_proxy.errors import ClientError
-from meter_proxy.gateway.inbound import Call
+from meter_proxy.gateway.inbound import Call, Caller
 from meter_proxy.gateway.replies import unavailable
 from meter_proxy.ledger import Ledger
 from meter_proxy.ledger.grants import Grant, Unavailable
 from meter_proxy.metering.pricing import TokenPrice, ceil_rates
 from meter_proxy.quota.decision import Denied, Headers, Left, rate_limit_headers
 from meter_proxy.quota.reservation import FREE, Asked, Rates, Want, want_for
+from meter_proxy.quota.statement import Line, statement
+from meter_proxy.quota.windows import window_at
 from meter_proxy.telemetry.metrics import WorkerStats
 from meter_proxy.usage import Operation
 
@@ -55,6 +59,33 @@ class QuotaGate:
         """What is left after this admission, for the reply."""
         quotas = self._ledger.quotas
         return self._headers(quotas.left(grant, "")) if quotas is not None else ()
+
+    async def statement(self, caller: Caller) -> dict[str, Any]:
+        """The caller's own usage of today, and its quotas. See `quota/statement.py`."""
+        ledger, now = self._ledger, self._ledger.now()
+        entries = [
+            (rule, models, window_at(rule.per, rule.zone, now)) for rule, models in self.rules.rules_of(caller.key)
+        ]
+        seen: list[tuple[int, int]] | None = None
+        totals: dict[str, dict[str, int]] | None = None
+        if ledger.quotas is not None:
+            pairs = [(rule, window) for rule, _, window in entries]
+            seen = await ledger.quotas.look(pairs, caller.account)
+            totals = await ledger.usage_on(
+                caller.account, caller.key_id, datetime.fromtimestamp(now, UTC).strftime("%Y%m%d")
+            )
+            if seen is None:
+                seen = ledger.quotas.known(pairs, caller.account)
+        figures = seen if seen is not None else [(0, 0)] * len(entries)
+        lines = [Line(*entry, *figure) for entry, figure in zip(entries, figures, strict=True)]
+        return statement(
+            key=caller.key_id,
+            account=caller.account,
+            now=now,
+            live=totals is not None and ledger.store_up,
+            totals=totals or {},
+            lines=lines,
+        )
 
     def _headers(self, left: Sequence[Left]) -> Headers:
         return rate_limit_headers(left, self._ledger.now())

@@ -22,3 +22,4 @@ METERED = (
     Route("/embeddings", Operation.EMBEDDINGS),
 )
 MODELS = "/models"  # costs nothing, answered from the configuration
+USAGE = "/usage"  # the caller's own

@@ -175,6 +175,11 @@ class Quotas:
             Left(claim.rule, claim.window, self._counter(claim, account).remaining) for claim in grant_or_want.claims
         ]
 
+    def known(self, rules: Sequence[tuple[Rule, Window]], account: str) -> list[tuple[int, int]]:
+        """Used and reserved of each rule in its window, as far as this worker knows."""
+        counters = [self._counter(Claim(rule, window, 0, 0, 0), account) for rule, window in rules]
+        return [(counter.known_used, counter.all_reserved) for counter in counters]
+
     async def look(self, rules: Sequence[tuple[Rule, Window]], account: str) -> list[tuple[int, int]] | None:
         """Used and reserved of each rule in its window, over all workers; None if Redis could not be asked."""
         want = Want(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from meter_proxy.config.schema import JournalConfig
-from meter_proxy.errors import CannotStart
+from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger import former
 from meter_proxy.ledger.admission import Admission
 from meter_proxy.ledger.books import Book, Books, CounterBook
@@ -19,11 +19,12 @@ from meter_proxy.ledger.grants import Quotas
 from meter_proxy.ledger.identity import Identity, stopped_clean, take_over, this_boot
 from meter_proxy.ledger.journal import DirectoryLock, Journal, encode_line, legible
 from meter_proxy.ledger.labels import ModelLabels
+from meter_proxy.ledger.messages import usage_key
 from meter_proxy.ledger.recovery import recent_ids, recover, recover_abandoned
 from meter_proxy.ledger.retention import remove_old
 from meter_proxy.ledger.slots import Slot, SlotTable, remove_slots
 from meter_proxy.ledger.sync import Sync, SyncStore
-from meter_proxy.quota.charge import KEY_HOLDER, Charge
+from meter_proxy.quota.charge import KEY_HOLDER, Charge, Unit
 from meter_proxy.tasks import spawn
 from meter_proxy.usage import UsageRecord
 
@@ -276,6 +277,20 @@ class Ledger:
         except OSError as exc:
             _log.error("cannot bring %s to the disk: %s", self._journal.directory, exc.strerror)
 
+    async def usage_on(self, account: str, key: str, day: str) -> dict[str, dict[str, int]] | None:
+        """What a key has used on a UTC day (YYYYMMDD), over all workers: model -> field -> amount. None: not known."""
+        if self.store is None:
+            return None
+        try:
+            (fields,) = await self.store.read_hashes([usage_key(account, key, day)])
+        except StoreError:
+            return None
+        totals: dict[str, dict[str, int]] = {}
+        for name, amount in fields.items():
+            model, _, field = name.rpartition("|")
+            totals.setdefault(model, {})[field] = int(amount)
+        return totals
+
     def _write_waiting(self) -> None:
         while self._unwritten:
             self._commit(self._unwritten[0])
@@ -370,6 +385,22 @@ class Ledger:
     def regressions(self) -> int:
         """Return how often Redis turned out to have lost what it had acknowledged."""
         return self._sync.regressions if self._sync is not None else 0
+
+    @property
+    def quota_states(self) -> list[tuple[str, str, Unit, str, int, int, int, int]]:
+        """What Redis told of quota counters within the last seconds.
+
+        Each: key (`account:NAME`: an account's), rule, unit, window, its end, limit, used, reserved by all workers.
+        """
+        if self._sync is None:
+            return []
+        states = []
+        for counter in self._sync.lately_told():
+            book = counter.book
+            key = book.owner if book.holder == KEY_HOLDER else f"account:{book.owner}"
+            figures = (counter.limit, counter.known_used, counter.all_reserved)
+            states.append((key, book.rule, book.unit, book.window, book.ends_at, *figures))
+        return states
 
     # ... to the end.
 

@@ -26,7 +26,7 @@ class Call(NamedTuple):
     args: list[str | int]
 
 
-REHEARSAL = Call([], [LEASE_MS, 0, 0, 0, *_FIELD_NAMES])  # says nothing and asks nothing
+REHEARSAL = Call(["mp:{rehearsal}:usage"], [LEASE_MS, 0, 0, 0, *_FIELD_NAMES])  # says nothing and asks nothing
 
 
 class Part(NamedTuple):
@@ -81,10 +81,20 @@ def day_expires_at(day: str, retention_s: int) -> int:
     return calendar.timegm(time.strptime(day, "%Y%m%d")) + 86_400 + retention_s
 
 
+def usage_key(account: str, key: str, day: str) -> str:
+    """The readable hash of a key's day (YYYYMMDD)."""
+    return f"mp:{{{account}}}:usage:{key}:{day}"
+
+
+def books_key(account: str, key: str, day: str) -> str:
+    """The hash of the journals' own totals beside it."""
+    return f"mp:{{{account}}}:books:{key}:{day}"
+
+
 def day_keys(book: DayBook) -> list[str]:
     """The two hashes of a day book."""
-    hash_tag = f"mp:{{{book.account}}}"
-    return [f"{hash_tag}:usage:{book.key}:{book.day}", f"{hash_tag}:books:{book.key}:{book.day}"]
+    place = (book.account, book.key, book.day)
+    return [usage_key(*place), books_key(*place)]
 
 
 def counter_key(book: CounterBook) -> str:

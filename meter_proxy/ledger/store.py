@@ -133,7 +133,7 @@ class Store:
     async def _rehearse(self) -> None:
         """Run the script for nobody: it writes nothing, but shows a missing permission or full memory."""
         await self._load_script()
-        await cast(Any, self._client.evalsha(self._sha, 0, *REHEARSAL.args))
+        await cast(Any, self._client.evalsha(self._sha, len(REHEARSAL.keys), *REHEARSAL.keys, *REHEARSAL.args))
 
     async def call(self, batch: Sequence[Call]) -> list[Any | StoreError]:
         """Run `sync.lua` once per call, in one round trip. See `sync.SyncStore`."""

@@ -39,6 +39,7 @@ COALESCE_S = 0.05  # what is settled within this time goes out together; <= 0.1 
 MAX_CALLS = 25  # messages in one pipeline: keeps the loop for ~1 ms, and still moves 20,000 day books a second
 MAX_DAYS, MAX_COUNTERS, MAX_ASKS = 25, 50, 100  # in one message: it holds Redis for well below 1 ms
 CHECK_S = 1.0  # an idle worker asks this often whether Redis is there and has lost nothing
+TOLD_S = 3.0  # what Redis said is news for so long: the parent looks several times
 TICK_S = 0.1  # credit is looked after this often
 RENEW_S = 10.0  # what is held is said again this often: a third of the lease
 ASK_AGAIN_S = 0.025  # others' credit was called in: they hear of it at their next message
@@ -126,6 +127,7 @@ class Sync:
         self._refused: dict[Book, None] = {}  # Redis has something wrong under their key; tried again slowly
         self._held: dict[Counter, None] = {}
         self._active: dict[Counter, None] = {}
+        self._told: dict[Counter, float] = {}  # -> when, in loop time
         self._first_acked: DayBook | None = None
         self._last_acked: DayBook | None = None
         self._max_calls = MAX_CALLS
@@ -177,6 +179,13 @@ class Sync:
         account.asks.append(ask)
         self._asking[account] = None
         self._wake.set()
+
+    def lately_told(self) -> list[Counter]:
+        """The counters of ours that Redis told us of lately."""
+        since = self._loop.time() - TOLD_S
+        for counter in [counter for counter, at in self._told.items() if at < since]:
+            del self._told[counter]
+        return list(self._told)
 
     def look_after(self, counter: Counter) -> None:
         """Keep the lease of what `counter` holds, and use or return its credit, from now until it holds nothing."""
@@ -382,6 +391,8 @@ class Sync:
         for counter, _, _ in message.counters:
             counter.sent_at = began_at
             self._refused.pop(counter.book, None)
+            if counter.limit >= 0:
+                self._told[counter] = now
         for day, _ in message.days:
             self._refused.pop(day, None)
         if message.days and account is not None:

@@ -7,6 +7,7 @@ done in slices on the event loop: a thread is out of the question in a process t
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
@@ -65,6 +66,7 @@ class RecordFeed:
             self._metrics.count(record)
             self._recent.add(record)
             self._totals.add(record)
+        self._metrics.quotas.expire(time.time())
         for worker, path in self._snapshot_files.items():
             snapshot = read_snapshot(path)
             if snapshot is not None:

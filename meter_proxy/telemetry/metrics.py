@@ -17,8 +17,9 @@ import msgspec
 
 from meter_proxy.ledger.journal import JournalRecord
 from meter_proxy.ledger.labels import OTHER
-from meter_proxy.quota.charge import KEY_HOLDER
+from meter_proxy.quota.charge import KEY_HOLDER, Unit
 from meter_proxy.telemetry.exposition import Counter, Distribution, Family, Gauge, Histogram
+from meter_proxy.telemetry.quota_gauges import QuotaGauges, QuotaState
 from meter_proxy.telemetry.servers import UNKNOWN_SERVER, Server
 from meter_proxy.usage import Operation, Outcome
 
@@ -49,6 +50,10 @@ class LedgerState(Protocol):
     def regressions(self) -> int:
         """How often the store turned out to have lost what it had acknowledged."""
 
+    @property
+    def quota_states(self) -> list[tuple[str, str, Unit, str, int, int, int, int]]:
+        """The quota counters that the store told of lately, each in the order of `QuotaState`."""
+
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker has counted since it began. Counts are absolute, so one that is missed is made up for."""
@@ -56,6 +61,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str
     refused: list[tuple[str, str, str, str, int]] = []  # key, model, operation, code; count
     quota_rejected: list[tuple[str, str, int]] = []  # key, rule; count
+    quotas: list[QuotaState] = []  # heard of lately
     bad_usage: dict[str, int] = {}  # by reason
     disconnected: list[tuple[str, str, int]] = []  # model, phase; count
     distributions: dict[str, tuple[list[int], float]] = {}  # by stage of the overhead, or "sync"; counts, sum
@@ -143,6 +149,7 @@ class WorkerStats:
             store_up=ledger.store_up if ledger is not None else False,
             unsynced=ledger.unsynced if ledger is not None else 0,
             regressions=ledger.regressions if ledger is not None else 0,
+            quotas=[QuotaState(*state) for state in ledger.quota_states] if ledger is not None else [],
         )
 
 
@@ -181,13 +188,7 @@ class Metrics:
             "meter_proxy_disconnects_total", "Clients that left before the end of their answer.", ("model", "phase")
         )
         self.inflight = Gauge("meter_proxy_inflight_requests", "Exchanges in flight.", ("model",))
-        rule = ("key", "rule", "unit")
-        self.quota_usage_ratio = Gauge("meter_proxy_quota_usage_ratio", "Share of a quota that is used.", rule)
-        self.quota_limit = Gauge("meter_proxy_quota_limit", "A quota's limit in its unit.", rule)
-        self.quota_used = Gauge("meter_proxy_quota_used", "What is used of a quota, in its unit.", rule)
-        self.quota_reset = Gauge(
-            "meter_proxy_quota_reset_timestamp_seconds", "When a quota's window ends, in Unix time.", rule
-        )
+        self.quotas = QuotaGauges()
         self.quota_rejections = Counter(
             "meter_proxy_quota_rejections_total", "Requests refused by a quota.", ("key", "rule")
         )
@@ -237,10 +238,20 @@ class Metrics:
         self.draining.set(0)
         self._gauge_workers()
 
+    def configured(self, servers: Mapping[str, Server]) -> None:
+        """The configuration has changed: upstream name -> where it is now."""
+        self._servers = servers
+
     @property
     def families(self) -> list[Family]:
         """All families, in the order of the exposition."""
-        return [member for member in vars(self).values() if isinstance(member, Family)]
+        families: list[Family] = []
+        for member in vars(self).values():
+            if isinstance(member, Family):
+                families.append(member)
+            elif isinstance(member, QuotaGauges):
+                families += member.families
+        return families
 
     def count(self, record: JournalRecord) -> None:
         """Count one settled exchange. Its model goes by the label that the ledger gave it."""
@@ -290,6 +301,7 @@ class Metrics:
             self.disconnects.add((model, phase), count)
         for key, rule, count in _grown(snapshot.quota_rejected, last.quota_rejected):
             self.quota_rejections.add((key, rule), count)
+        self.quotas.absorb(snapshot.quotas)
         for reason, count in _grown(snapshot.bad_usage.items(), last.bad_usage.items()):
             self.bad_usage.add((reason,), count)
         for name, (counts, total) in snapshot.distributions.items():

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from meter_proxy.config.reload import ConfigSource
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import CannotStart
 from meter_proxy.ledger.embedded import EmbeddedStore
@@ -31,10 +32,12 @@ _log = logging.getLogger("meter_proxy.workers")
 __all__ = ["ServeWorker", "Supervisor", "serve"]
 
 
-def serve(config: Config, serve_worker: ServeWorker, *, say: Callable[[str], None]) -> None:
+def serve(
+    config: Config, serve_worker: ServeWorker, *, say: Callable[[str], None], source: ConfigSource | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. Raises `CannotStart`, and leaves nothing behind.
 
-    `say` gets the one line with both addresses once connections are accepted.
+    `say` gets the one line with both addresses once connections are accepted. `source`: see `Supervisor`.
     """
     lock = DirectoryLock(config.state_dir)
     try:
@@ -46,7 +49,7 @@ def serve(config: Config, serve_worker: ServeWorker, *, say: Callable[[str], Non
                     store.start()
                 url = store.url if store is not None else config.redis.url
                 asyncio.run(check_store(url))  # in a loop of its own: it may leave threads, closing the loop ends them
-                asyncio.run(Supervisor(config, serve_worker, listeners, store, url, say).run())
+                asyncio.run(Supervisor(config, serve_worker, listeners, store, url, say, source).run())
             finally:
                 if store is not None:
                     store.stop()  # last: until then workers bring their books there

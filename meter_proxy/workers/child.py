@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -27,10 +28,12 @@ else:
 
 READY = b"ready\n"
 LEAVING = b"leaving\n"  # told to end: takes no new connections
+RELOADED = b"reloaded\n"  # serves by the configuration that it was sent last
 CANNOT_START = b"cannot start: "  # and why, up to the end of the line
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 ORPHAN_S = 0.9  # when the parent is gone: settle, and be gone within a second
+_LENGTH_BYTES = 8
 HURRY_AGAIN_S = 0.1  # a cancelled worker drains first; cancelled again, it does not
 
 _libc = ctypes.CDLL(None)  # here, not after the fork
@@ -47,10 +50,12 @@ class ServeWorker(Protocol):
         index: int,
         sock: socket.socket,
         store_url: str,
-        ready: Callable[[], None],
+        ready: Callable[[Callable[[Config], None]], None],
         stop: asyncio.Event,
     ) -> None:
-        """Serve on `sock`; call `ready` when connections are accepted; when `stop` is set, drain, settle and return.
+        """Serve on `sock` until `stop` is set; then drain, settle and return.
+
+        Calls `ready`, with what takes a new configuration, when connections are accepted.
 
         Cancelled: the same in a hurry. Raises `MeterProxyError` when it cannot start.
         """
@@ -68,7 +73,8 @@ def run(
 ) -> NoReturn:
     """Be worker `index`. Call it right after the fork, with `signals` blocked; it never returns.
 
-    `control` is the line to the parent: says `READY` and the like; its end is the parent's end.
+    `control` is the line to the parent: says `READY` and the like, and brings new configurations; its end is the
+    parent's end.
     """
     code = 1
     try:
@@ -158,7 +164,51 @@ async def _serve(
         _be_gone_within(ORPHAN_S)
         hurry()
 
+    reload: Callable[[Config], None] | None = None
+    received = bytearray()
+
+    def listen_to_parent() -> None:
+        try:
+            data = control.recv(1 << 20)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            parent_is_gone()
+            return
+        received.extend(data)
+        take_configs()
+
+    def take_configs() -> None:
+        while reload is not None and (sent := unpacked(received)) is not None:
+            reload(sent)
+            tell(RELOADED)
+
+    def is_ready(take_config: Callable[[Config], None]) -> None:
+        nonlocal reload
+        reload = take_config
+        take_configs()  # one may have been sent while we started
+        tell(READY)
+
+    control.setblocking(False)
     loop.add_signal_handler(signal.SIGTERM, leave)
-    loop.add_reader(control, parent_is_gone)  # the parent never writes: this is its end
+    loop.add_reader(control, listen_to_parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    await serve_worker(config, index=index, sock=sock, store_url=store_url, ready=lambda: tell(READY), stop=stop)
+    await serve_worker(config, index=index, sock=sock, store_url=store_url, ready=is_ready, stop=stop)
+
+
+def packed(config: Config) -> bytes:
+    """A configuration on its way to a worker: its length, and a pickle; both ends are this very program."""
+    data = pickle.dumps(config)
+    return len(data).to_bytes(_LENGTH_BYTES, "big") + data
+
+
+def unpacked(received: bytearray) -> Config | None:
+    """Take one configuration from what has been received; None while it is not whole."""
+    length = int.from_bytes(received[:_LENGTH_BYTES], "big")
+    if len(received) < _LENGTH_BYTES or len(received) < _LENGTH_BYTES + length:
+        return None
+    config: Config = pickle.loads(bytes(received[_LENGTH_BYTES : _LENGTH_BYTES + length]))
+    del received[: _LENGTH_BYTES + length]
+    return config

@@ -18,8 +18,9 @@ from aiohttp import web
 
 from meter_proxy import __version__
 from meter_proxy.admin.app import WorkerState, build
+from meter_proxy.config.reload import ConfigSource, refuse_fixed_changes
 from meter_proxy.config.schema import Config
-from meter_proxy.errors import CannotStart
+from meter_proxy.errors import CannotStart, ConfigError
 from meter_proxy.ledger.embedded import EmbeddedStore
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.feed import RecordFeed
@@ -38,6 +39,8 @@ KILL_AFTER_S = 8.0  # after the drain time: to cut what is left (2 s), and for t
 KILL_HURRIED_S = 2.0  # after a second signal
 ADMIN_STOP_S = 0.5
 SAY_WHAT_IS_OPEN_AFTER_S = 0.5  # by then the workers' snapshots are of after the signal, and idle workers are gone
+
+WATCH_S = 1.0  # a changed configuration file is noticed within two of these
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
@@ -74,8 +77,12 @@ class Supervisor:
         store: EmbeddedStore | None,
         store_url: str,
         say: Callable[[str], None],
+        source: ConfigSource | None = None,
     ) -> None:
-        """`listeners` are open, `store` (if embedded) runs; both stay the caller's to close."""
+        """`listeners` are open, `store` (if embedded) runs; both stay the caller's to close.
+
+        `source`: where the configuration came from, to read it again; None where it was no file.
+        """
         self._config = config
         self._serve_worker = serve_worker
         self._listeners = listeners
@@ -90,6 +97,8 @@ class Supervisor:
         self._started = False  # all workers were ready once
         self._stopping = False
         self._failure: CannotStart | None = None
+        self._source = source
+        self._sending: asyncio.Task[None] | None = None
         self._over = asyncio.Event()  # no worker is left
 
     # What the admin listener asks.
@@ -118,14 +127,16 @@ class Supervisor:
         self._feed = RecordFeed(self._config.state_dir, self._metrics, len(self._workers))
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
         self._loop.add_signal_handler(signal.SIGINT, self._stop)
-        self._loop.add_signal_handler(signal.SIGHUP, self._refuse_reload)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload_at_signal)
         self._loop.add_signal_handler(signal.SIGCHLD, self._look_after_children)
         async with self._admin():
             following = spawn(self._feed.run(), name="follow the records")
+            watching = spawn(self._watch_file(), name="watch the configuration")
             for worker in self._workers:
                 self._loop.call_soon(self._start, worker)
             await self._over.wait()
             following.cancel()
+            watching.cancel()
         if self._failure is not None:
             raise self._failure
 
@@ -297,9 +308,53 @@ class Supervisor:
         if count:
             _log.info("waiting at most %g s for %d open exchange%s to end", drain_s, count, "" if count == 1 else "s")
 
-    def _refuse_reload(self) -> None:
-        """SIGHUP."""
-        _log.warning("SIGHUP: the configuration cannot be reloaded in this version; restart the proxy")
+    # Another configuration.
+
+    def reload(self) -> None:
+        """Read the configuration again, and serve by it; `ConfigError`, and nothing changed, if it is not good."""
+        if self._source is None:
+            raise ConfigError(["there is no configuration file to read again: the proxy was started with --upstream"])
+        try:
+            config = self._source.load()
+            refuse_fixed_changes(self._config, config)
+        except ConfigError as exc:
+            self._metrics.config_reload.set(0)
+            for fault in exc.faults:
+                _log.error("the configuration is not reloaded: %s", fault)
+            raise
+        self._config = config
+        self._metrics.configured(servers_of(config.upstreams))
+        data = child.packed(config)
+        former = self._sending
+        self._sending = spawn(self._send_config(data, former), name="send the configuration")
+        self._metrics.config_reload.set(1)
+        _log.info("the configuration is reloaded")
+
+    def _reload_at_signal(self) -> None:
+        with contextlib.suppress(ConfigError):  # it is in the log
+            self.reload()
+
+    async def _send_config(self, data: bytes, former: asyncio.Task[None] | None) -> None:
+        """To each worker that runs; one that starts from now on begins with it."""
+        if former is not None:
+            await asyncio.wait([former])
+        for worker in self._workers:
+            if worker.control is not None:
+                with contextlib.suppress(OSError):  # it has just died: its successor knows
+                    await self._loop.sock_sendall(worker.control, data)
+
+    async def _watch_file(self) -> None:
+        """Reload when the file has changed, and stays as it is for one look."""
+        if self._source is None:
+            return
+        loaded = seen = self._source.signature()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = self._source.signature()
+            if now != loaded and now == seen and now is not None:
+                loaded = now
+                self._reload_at_signal()
+            seen = now
 
     def _kill(self) -> None:
         """End workers that do not end by themselves."""

@@ -21,32 +21,32 @@ from meter_proxy.workers import serve, supervisor
 from meter_proxy.workers.child import ServeWorker
 
 
-def dies_before_ready(ready: Callable[[], None]) -> None:
+def dies_before_ready(ready: Callable[[Callable[[Config], None]], None]) -> None:
     """A bug at start-up."""
     os._exit(7)
 
 
-def cannot_start(ready: Callable[[], None]) -> None:
+def cannot_start(ready: Callable[[Callable[[Config], None]], None]) -> None:
     """It says why."""
     raise CannotStart("the moon is\nnot full")
 
 
-def dies_when_ready(ready: Callable[[], None]) -> None:
+def dies_when_ready(ready: Callable[[Callable[[Config], None]], None]) -> None:
     """A crash loop."""
-    ready()
+    ready(lambda config: None)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hangs(ready: Callable[[], None]) -> None:
+def hangs(ready: Callable[[Callable[[Config], None]], None]) -> None:
     """Its event loop stands still: no signal reaches it but SIGKILL."""
-    ready()
+    ready(lambda config: None)
     time.sleep(600)
 
 
 HARMS = {harm.__name__: harm for harm in (dies_before_ready, cannot_start, dies_when_ready, hangs)}
 
 
-def worker_with(harm: Callable[[Callable[[], None]], None]) -> ServeWorker:
+def worker_with(harm: Callable[[Callable[[Callable[[Config], None]], None]], None]) -> ServeWorker:
     """A worker that does `harm`."""
 
     async def serve_worker(
@@ -55,7 +55,7 @@ def worker_with(harm: Callable[[Callable[[], None]], None]) -> ServeWorker:
         index: int,
         sock: socket.socket,
         store_url: str,
-        ready: Callable[[], None],
+        ready: Callable[[Callable[[Config], None]], None],
         stop: asyncio.Event,
     ) -> None:
         print("started", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from meter_proxy.admin.app import WorkerState, build
+from meter_proxy.errors import ConfigError
 from meter_proxy.ledger.journal import encode_line
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.feed import RecordFeed
@@ -24,6 +25,7 @@ class FakeProxy:
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
+        self.faults: list[str] = []
         self.uptime_s = 12.5
 
     def reasons_not_ready(self) -> list[str]:
@@ -33,6 +35,11 @@ class FakeProxy:
     def worker_states(self) -> Sequence[WorkerState]:
         """One."""
         return [WorkerState(index=0, pid=4711, state="ready", restarts=2)]
+
+    def reload(self) -> None:
+        """As good as the test says."""
+        if self.faults:
+            raise ConfigError(self.faults)
 
 
 @pytest.fixture
@@ -185,11 +192,14 @@ async def test_live_shows_workers_and_what_is_in_flight(client: TestClient[Any, 
     }
 
 
-async def test_reload_says_that_it_cannot(client: TestClient[Any, Any]) -> None:
-    """501, and what to do instead; a web page may not even ask."""
+async def test_reload_says_what_is_wrong(client: TestClient[Any, Any], proxy: FakeProxy) -> None:
+    """200, or 422 with every fault; a web page may not even ask."""
     async with client.post("/-/reload") as response:
-        assert response.status == 501
-        assert "restart" in (await response.json())["error"]["message"]
+        assert response.status == 200
+    proxy.faults = ["meter-proxy.yaml:3:1: keys: is wrong"]
+    async with client.post("/-/reload") as response:
+        assert response.status == 422
+        assert (await response.json())["faults"] == proxy.faults
     async with client.post("/-/reload", headers={"Origin": str(client.make_url("/").origin())}) as response:
         assert response.status == 403
 

@@ -29,7 +29,7 @@ async def worker(directory: Path, store_url: str, upstream_url: str) -> AsyncIte
     ready, stop = asyncio.Event(), asyncio.Event()
     config = load_config(path, ENVIRONMENT)
     serving = asyncio.create_task(
-        serve_worker(config, index=0, sock=sock, store_url=store_url, ready=ready.set, stop=stop)
+        serve_worker(config, index=0, sock=sock, store_url=store_url, ready=lambda reload: ready.set(), stop=stop)
     )
     await ready.wait()
     try:

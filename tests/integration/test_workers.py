@@ -427,16 +427,6 @@ async def test_a_worker_that_is_told_to_end_is_replaced(tmp_path: Path) -> None:
         assert await ask(proxy) == 200
 
 
-async def test_sighup_ends_nothing(tmp_path: Path) -> None:
-    """It says that a restart is needed."""
-    async with proxy_before(Streams(EVENTS), tmp_path) as proxy:
-        before = await pids(proxy)
-        proxy.send_signal(signal.SIGHUP)
-        await until(lambda: "restart the proxy" in proxy.stderr, "the word about SIGHUP")
-        assert await ask(proxy) == 200
-        assert await pids(proxy) == before
-
-
 async def test_records_and_metrics_appear_in_time(tmp_path: Path) -> None:
     """Records of all workers within 0.5 s of their settlement, metrics within 1 s, in flight while it lasts."""
     async with proxy_before(Streams(EVENTS), tmp_path, workers=2) as proxy:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from meter_proxy.quota.charge import Unit
 from meter_proxy.telemetry.exposition import Counter
 from meter_proxy.telemetry.metrics import Metrics, WorkerStats
 from meter_proxy.telemetry.servers import Server
@@ -53,6 +54,7 @@ class FakeLedger:
     store_up = True
     unsynced = 0
     regressions = 0
+    quota_states: list[tuple[str, str, Unit, str, int, int, int, int]] = []  # noqa: RUF012
 
 
 def label(model: str, status: int | None) -> str:

@@ -1,0 +1,86 @@
+"""What a caller is told of its own use: the document of `GET /v1/usage`.
+
+    {"object": "usage", "key": "alice", "account": "alice", "as_of": "2026-01-31T12:00:00Z", "live": true,
+     "today": {"day": "2026-01-31", "models": [{"model", "requests", "input_tokens", "output_tokens",
+               "cached_input_tokens", "reasoning_tokens", "cost_usd"}]},
+     "quotas": [{"rule", "scope": "key" or "account", "unit", "per", "models": [...] or null, "limit", "used",
+                 "reserved", "remaining", "window", "began_at", "resets_at", "timezone", "warning": true or false}]}
+
+`live`: false while Redis is away; then the figures are this worker's own, and may be too low. Amounts of a cost rule
+are US dollars, as strings with all their digits; all others are integers. Times are RFC 3339, UTC; null: never.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from meter_proxy.quota.charge import KEY_HOLDER, Unit
+from meter_proxy.quota.decision import NANO_USD
+from meter_proxy.quota.rules import Rule
+from meter_proxy.quota.windows import Window
+
+
+class Line(NamedTuple):
+    """One rule in its present window."""
+
+    rule: Rule
+    models: tuple[str, ...] | None
+    window: Window
+    used: int
+    reserved: int
+
+
+def statement(
+    *, key: str, account: str, now: float, live: bool, totals: Mapping[str, Mapping[str, int]], lines: Sequence[Line]
+) -> dict[str, Any]:
+    """The document. `totals`: model -> field -> amount, of this UTC day."""
+    return {
+        "object": "usage",
+        "key": key,
+        "account": account,
+        "as_of": _time(now),
+        "live": live,
+        "today": {
+            "day": datetime.fromtimestamp(now, UTC).date().isoformat(),
+            "models": [_model(name, fields) for name, fields in sorted(totals.items())],
+        },
+        "quotas": [_quota(line) for line in lines],
+    }
+
+
+def _model(name: str, fields: Mapping[str, int]) -> dict[str, Any]:
+    counts = {field: amount for field, amount in fields.items() if field != "cost_nano_usd"}
+    return {"model": name, **counts, "cost_usd": dollars(fields.get("cost_nano_usd", 0))}
+
+
+def _quota(line: Line) -> dict[str, Any]:
+    rule, window = line.rule, line.window
+    amount = dollars if rule.unit is Unit.COST_USD else int
+    taken = line.used + line.reserved
+    return {
+        "rule": rule.id,
+        "scope": "key" if rule.holder == KEY_HOLDER else "account",
+        "unit": rule.unit.value,
+        "per": rule.per,
+        "models": list(line.models) if line.models is not None else None,
+        "limit": amount(rule.limit),
+        "used": amount(line.used),
+        "reserved": amount(line.reserved),
+        "remaining": amount(max(0, rule.limit - taken)),
+        "window": window.id,
+        "began_at": _time(window.began_at) if window.began_at else None,
+        "resets_at": _time(window.ends_at) if window.ends_at else None,
+        "timezone": rule.zone,
+        "warning": rule.warn_from is not None and taken >= rule.warn_from,
+    }
+
+
+def dollars(nano_usd: int) -> str:
+    """Nano-dollars as dollars, exact: `0.0025`."""
+    whole, rest = divmod(nano_usd, NANO_USD)
+    digits = f"{rest:09d}".rstrip("0")
+    return f"{whole}.{digits}" if digits else str(whole)
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
