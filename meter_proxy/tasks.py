@@ -7,7 +7,7 @@ and an exception in it is logged, never swallowed with the task object. Bare `cr
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -21,6 +21,34 @@ def spawn(coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
     _running.add(task)
     task.add_done_callback(_ended)
     return task
+
+
+class Patience:
+    """A time-out that our own slowness does not use up.
+
+    A loop that was busy finds its timers due before it has looked at what has long arrived: so, when the time is
+    over, the loop turns a few times more before `give_up` is called.
+    """
+
+    TURNS = 8  # from the bytes on a socket to the task that waits for their meaning, with some to spare
+
+    def __init__(self, seconds: float, give_up: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._give_up = give_up
+        self._turns = 0
+        self._handle: asyncio.Handle = self._loop.call_later(seconds, self._turn)
+
+    def _turn(self) -> None:
+        if self._turns == self.TURNS:
+            self._give_up()
+            return
+        self._turns += 1
+        # Not call_soon: between two turns the loop must look at its sockets.
+        self._handle = self._loop.call_later(0.0005, self._turn)
+
+    def cancel(self) -> None:
+        """It came in time."""
+        self._handle.cancel()
 
 
 def _ended(task: asyncio.Task[Any]) -> None:

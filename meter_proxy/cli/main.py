@@ -9,7 +9,7 @@ import typer
 from typer.main import get_command
 
 from meter_proxy import __version__
-from meter_proxy.cli import check_config, config, demo, keys, mock_backend, records, serve, usage
+from meter_proxy.cli import audit, check_config, config, demo, keys, mock_backend, records, repair, serve, usage
 from meter_proxy.errors import CannotStart, ConfigError, MeterProxyError
 
 app = typer.Typer(
@@ -41,6 +41,8 @@ app.command("mock-backend")(mock_backend.command)
 app.command("check-config")(check_config.command)
 app.command("usage")(usage.command)
 app.command("records")(records.command)
+app.command("audit")(audit.command)
+app.command("repair")(repair.command)
 app.add_typer(config.app, name="config")
 app.add_typer(keys.app, name="keys")
 

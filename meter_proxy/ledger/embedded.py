@@ -21,6 +21,7 @@ START_S = 5.0  # until it answers; a private server without much data needs ~30 
 LOADING_S = 120.0  # it answers "LOADING": a big log is being read
 STOP_S = 5.0
 POLL_S = 0.005
+ADDRESS = "address"  # a file with the URL, for commands that look into a running store
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 107, and the server's name for it may be longer by a few
 
 # Runs between fork and exec, in a process of its own: `preexec_fn` may deadlock where threads run. It asks for
@@ -51,6 +52,14 @@ class EmbeddedStore:
         """Return the address for `redis.url`; the same after a restart. Valid once started."""
         return f"unix://{quote(str(self._socket))}"
 
+    @property
+    def running_url(self) -> str:
+        """Return the address of the server that another process runs on this directory, as far as it is known."""
+        try:
+            return (self.directory / ADDRESS).read_text()
+        except OSError:
+            return self.url
+
     def start(self) -> None:
         """Start the server and wait until it answers. Raises `CannotStart` with one line that says why not."""
         try:
@@ -64,6 +73,7 @@ class EmbeddedStore:
             self._process = self._launch(lock)
             os.ftruncate(lock, 0)
             os.pwrite(lock, b"%d %d\n" % (self._process.pid, os.getpid()), 0)
+            (self.directory / ADDRESS).write_text(self.url)
             self._wait_until_it_answers(self._process)
         except BaseException:
             self.stop()

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from meter_proxy.errors import CannotStart
-from meter_proxy.ledger.segments import framed, segment_path
+from meter_proxy.ledger.segments import ZEROS, framed, segment_path
 from meter_proxy.quota.charge import Charge
 from meter_proxy.usage import UsageRecord
 
@@ -163,9 +163,10 @@ class Journal:
 
     def _clear_rest(self) -> None:
         """Take back half a line: the data ends where the good data ends."""
-        rest = os.pread(self._fd, self._capacity - self._length, self._length).rstrip(b"\0")
-        if rest:
-            os.pwrite(self._fd, bytes(len(rest)), self._length)
+        for at in range(self._length, self._capacity, len(ZEROS)):
+            rest = os.pread(self._fd, len(ZEROS), at)
+            if rest != ZEROS[: len(rest)]:
+                os.pwrite(self._fd, bytes(len(rest)), at)
         self._torn = False
 
     def _rotate(self, needed_bytes: int) -> None:

@@ -23,6 +23,7 @@ from redis.exceptions import ResponseError as RedisResponseError
 
 from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger.messages import REHEARSAL, Call
+from meter_proxy.tasks import Patience
 
 OPERATION_S = 0.25
 CHECK_S = 5.0  # at the start: a server that is still loading its data is waited for
@@ -164,8 +165,12 @@ class Store:
     async def _operation(self) -> AsyncIterator[None]:
         """Bound an operation in time, and say in our words what went wrong."""
         try:
-            async with asyncio.timeout(OPERATION_S):
-                yield
+            async with asyncio.timeout(None) as timeout:
+                patience = Patience(OPERATION_S, lambda: timeout.reschedule(0.0))
+                try:
+                    yield
+                finally:
+                    patience.cancel()
         except TimeoutError as exc:
             raise StoreError(f"{self.address} did not answer within {OPERATION_S * 1000:.0f} ms") from exc
         except (RedisError, OSError) as exc:

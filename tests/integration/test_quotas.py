@@ -274,3 +274,41 @@ async def test_past_warn_at_answers_carry_a_warning(start: StartProxy) -> None:
     proxy, _ = await start(Streams(answers.chat_stream("a")), **limited(rule))
     warnings = [header((await ask(proxy))[0], "x-meter-quota-warning") for _ in range(3)]
     assert warnings == [None, "budget", "budget"]
+
+
+async def test_a_caller_sees_its_own_usage_and_quotas(start: StartProxy) -> None:
+    """`GET /v1/usage`: what is used today by model, and what is left of each rule; nobody else's."""
+    models = {"m": {"upstream": "local", "price": {"input": 1, "output": 2}}}
+    rules = [{"name": "budget", "cost_usd": 1, "per": "month", "warn_at": "1%"}, {"requests": 5, "per": "day"}]
+    members = limited(*rules, account={"quotas": [{"tokens": 1000, "per": "total"}]})
+    proxy, _ = await start(Streams(answers.chat_stream("a", output_tokens=1)), models=models, **members)
+    await ask(proxy)
+    record = await proxy.record()
+    await until(lambda: proxy.gateway.ledger.unsynced == 0, "the books are in Redis")
+    async with await RawClient.connect(proxy.url) as client:
+        response = await client.request("GET", "/v1/usage", key=KEY)
+        document = await response.json()
+        assert (await client.request("GET", "/v1/usage", key="sk-wrong")).status == 401
+    assert (document["key"], document["live"]) == (record.key, True)
+    (today,) = document["today"]["models"]
+    assert (today["model"], today["requests"], today["output_tokens"]) == ("m", 1, 1)
+    assert today["cost_usd"] == f"{record.cost_nano_usd / 1e9:.9f}".rstrip("0")
+    quotas = {quota["rule"]: quota for quota in document["quotas"]}
+    assert (quotas["requests-day"]["used"], quotas["requests-day"]["remaining"]) == (1, 4)
+    assert quotas["budget"]["used"] == today["cost_usd"]
+    assert quotas["tokens-total"]["scope"] == "account"
+    assert quotas["tokens-total"]["used"] == record.input_tokens + record.output_tokens
+    assert quotas["tokens-total"]["resets_at"] is None
+
+
+async def test_without_enough_room_for_a_slice_the_rest_is_granted(start: StartProxy) -> None:
+    """Parallel streams of one key: together they deliver what the limit says, not more."""
+    proxy, _ = await start(FloodsUntilHungUp(), **limited({"output_tokens": 900, "per": "day"}))
+    answered = await asyncio.gather(*(ask(proxy) for _ in range(5)))
+    content_events = sum(
+        1
+        for _, body in answered
+        for event in events_of(body)
+        if isinstance(event, dict) and event.get("choices") and event["choices"][0]["delta"].get("content")
+    )
+    assert 512 <= content_events <= 900

@@ -311,13 +311,6 @@ async def test_wrong_usage_is_one_line_and_exit_2(tmp_path: Path, arguments: tup
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_what_is_not_enforced_yet_is_said(tmp_path: Path) -> None:
-    """A quota that does nothing would be worse than none."""
-    keys = [{"id": "alice", "secret": {"env": "ALICE_KEY"}, "quotas": [{"requests": 5, "per": "minute"}]}]
-    async with proxy_before(Streams(EVENTS), tmp_path, keys=keys) as proxy:
-        assert "meter-proxy: note: not enforced yet: quotas of key alice (requests-minute)" in proxy.stderr
-
-
 # The end.
 
 

@@ -18,7 +18,8 @@ from tests.support.journals import open_journal
 from tests.support.records import usage_record
 
 COMMANDS = (
-    "serve", "demo", "mock-backend", "check-config", "usage", "records", "config schema", "keys create", "keys hash",
+    "serve", "demo", "mock-backend", "check-config", "usage", "records", "audit", "repair",
+    "config schema", "keys create", "keys hash",
 )  # fmt: skip
 REPOSITORY = Path(__file__).parents[3]
 Run = Callable[..., tuple[int, str, str]]

@@ -1,0 +1,103 @@
+"""`meter-proxy repair`: what can be saved of a damaged journal, said first, done when it is wanted."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+from meter_proxy.cli.tables import ConfigArgument, StateDirOption, state_directory
+from meter_proxy.ledger.identity import retire
+from meter_proxy.ledger.journal import DirectoryLock, decode_record, write_atomically
+from meter_proxy.ledger.reading import journals
+from meter_proxy.ledger.segments import Segment, examine, framed, read_all_lines, segments
+
+DAMAGED = ".damaged"
+
+
+class Finding(NamedTuple):
+    """One damaged segment."""
+
+    segment: Segment
+    damaged_at: int
+    good: list[bytes]  # the lines that can be read
+    good_before: int
+    lost_bytes: int
+
+
+def command(
+    config: ConfigArgument = None,
+    state_dir: StateDirOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+) -> None:
+    """Save what is good of a damaged journal.
+
+    It says first what it will do. serve must not run. The damaged file is kept beside the new one. Records that cannot be read are lost here, though Redis may have
+    heard of them: audit shows what it has more.
+    """
+    directory = state_directory(config, state_dir)
+    lock = DirectoryLock(directory)
+    try:
+        findings = [finding for journal in journals(directory) for finding in _damage_in(journal)]
+        if not findings:
+            print("No journal is damaged: nothing to do.")
+            return
+        for finding in findings:
+            _explain(finding)
+        if not yes:
+            if not sys.stdin.isatty():
+                print("Nothing was done. Say --yes to do it.")
+                raise typer.Exit(1)
+            typer.confirm("Do it?", abort=True)
+        for finding in findings:
+            _mend(finding)
+        print("Done. The next serve begins a new journal; these are kept, and read.")
+    finally:
+        lock.release()
+
+
+def _damage_in(journal: Path) -> list[Finding]:
+    found = segments(journal)
+    findings = []
+    for place, segment in enumerate(found):
+        result = examine(segment.path)
+        is_last = place == len(found) - 1
+        at = result.damaged_at
+        if at is None and result.torn_bytes and not is_last:
+            at = result.good_bytes
+        if at is None:
+            continue
+        good, good_before, lost_bytes = [], 0, 0
+        for line in read_all_lines(segment.path):
+            if line.text is not None and _is_record(line.text):
+                good.append(line.text)
+                good_before += line.offset < at
+            else:
+                lost_bytes += line.length
+        findings.append(Finding(segment, at, good, good_before, lost_bytes))
+    return findings
+
+
+def _is_record(text: bytes) -> bool:
+    try:
+        decode_record(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _explain(finding: Finding) -> None:
+    path = finding.segment.path
+    behind = len(finding.good) - finding.good_before
+    print(f"{path} is damaged at byte {finding.damaged_at}:")
+    print(f"  {finding.good_before} records before it are good, and so are {behind} behind it: they are saved.")
+    print(f"  {finding.lost_bytes} bytes cannot be read: what they held is lost, about 700 bytes a record.")
+    print(f"  The damaged file is kept as {path.name}{DAMAGED}.")
+
+
+def _mend(finding: Finding) -> None:
+    path = finding.segment.path
+    path.with_name(path.name + DAMAGED).write_bytes(path.read_bytes())
+    write_atomically(path, b"".join(framed(text) for text in finding.good))
+    (path.parent / "checkpoint").unlink(missing_ok=True)  # positions behind the damage are others now
+    retire(path.parent.parent)
