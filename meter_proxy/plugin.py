@@ -60,7 +60,7 @@ class MeterProxy:
     async def running(self, app: web.Application) -> AsyncIterator[None]:
         """The application's `cleanup_ctx`: open the books, serve, settle, close the books."""
         from meter_proxy.ledger.embedded import EmbeddedStore
-        from meter_proxy.ledger.store import Store, check_store
+        from meter_proxy.ledger.store import check_store, open_store
 
         config = self.config
         embedded: EmbeddedStore | None = None
@@ -74,7 +74,7 @@ class MeterProxy:
                 await check_store(url)
             ledger = Ledger(
                 config.state_dir / f"w{self.index}",
-                TimedStore(Store(url), self.stats.observe_sync),
+                TimedStore(open_store(url), self.stats.observe_sync),
                 workers=self.workers,
                 configured_models=config.models,
                 usage_retention_s=int(config.redis.usage_retention_s),

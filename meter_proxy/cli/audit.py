@@ -22,7 +22,7 @@ from meter_proxy.errors import CannotStart
 from meter_proxy.ledger.audit import Difference, Result, audit
 from meter_proxy.ledger.embedded import EmbeddedStore
 from meter_proxy.ledger.journal import DirectoryLock
-from meter_proxy.ledger.store import Store
+from meter_proxy.ledger.store import open_store
 
 EMBEDDED = "embedded"
 RETENTION_S = 400 * 86_400
@@ -88,7 +88,7 @@ def _store_at(url: str, state_dir: Path) -> Iterator[str]:
 async def _audit(directory: Path, url: str, config: Config | None) -> Result:
     accounts = {key.id: key.account_id for key in config.keys} if config is not None else {}
     retention_s = int(config.redis.usage_retention_s) if config is not None else RETENTION_S
-    store = Store(url)
+    store = open_store(url)
     console = Console(stderr=True)
     try:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from meter_proxy.config.load import examine, notes
+from meter_proxy.config.load import examine, not_yet_enforced
 from meter_proxy.config.schema import Config
 
 
@@ -44,7 +44,7 @@ def command(
         print(*faults, sep="\n")
     if faults or config is None:
         raise typer.Exit(2)
-    for line in notes(config):
+    for line in not_yet_enforced(config):
         print(f"meter-proxy: note: {line}", file=sys.stderr)
 
 

@@ -32,8 +32,8 @@ def command(
 ) -> None:
     """Save what is good of a damaged journal.
 
-    It says first what it will do. serve must not run. The damaged file is kept beside the new one. Records that cannot be read are lost here, though Redis may have
-    heard of them: audit shows what it has more.
+    It says first what it will do; serve must not run. The damaged file is kept beside the new one. Records that
+    cannot be read are lost here, though Redis may have heard of them: audit shows what it has more.
     """
     directory = state_directory(config, state_dir)
     lock = DirectoryLock(directory)

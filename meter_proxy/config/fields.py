@@ -166,7 +166,7 @@ BaseUrl = Annotated[str, BeforeValidator(urls.base_url), _written({"type": "stri
 StoreUrl = Annotated[
     str,
     BeforeValidator(urls.store_url),
-    _written({"const": "embedded"}, {"type": "string", "pattern": r"^(rediss?|unix|redis\+(sentinel|cluster))://"}),
+    _written({"const": "embedded"}, {"type": "string", "pattern": r"^(rediss?|unix|rediss?\+(sentinel|cluster))://"}),
 ]
 Directory = Annotated[Path, BeforeValidator(_directory), _written(_TEXT)]
 Tokenizer = Annotated[str, BeforeValidator(_tokenizer), _written({"enum": list(TOKENIZERS)}, _TEXT)]

@@ -12,7 +12,7 @@ from typing import Any
 from meter_proxy.config import marks, values
 from meter_proxy.config.faults import Fault, Finding, Loc, dotted
 from meter_proxy.config.schema import Config
-from meter_proxy.config.urls import LATER_SCHEMES, SERVED_SCHEMES, with_default_path
+from meter_proxy.config.urls import with_default_path
 from meter_proxy.config.validate import validate
 from meter_proxy.errors import ConfigError
 
@@ -111,16 +111,6 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of the YAML, for editors and for programs that write it."""
     schema = Config.model_json_schema(by_alias=True, mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "meter-proxy configuration"}
-
-
-def notes(config: Config) -> list[str]:
-    """One line for each thing that is good to write, but refused or not enforced by `serve` in this version."""
-    scheme = config.redis.url.partition("://")[0]
-    lines = not_yet_enforced(config)
-    if scheme in LATER_SCHEMES:
-        later = f"redis.url: {scheme}:// comes with a later version, serve refuses it; use {SERVED_SCHEMES}"
-        lines.insert(0, later)
-    return lines
 
 
 def not_yet_enforced(config: Config) -> list[str]:

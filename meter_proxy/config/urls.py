@@ -14,8 +14,8 @@ from meter_proxy.config import values
 # What follows a path prefix; two prefixes may not make one path of two operations.
 OPERATION_PATHS = ("chat/completions", "completions", "embeddings", "models", "usage")
 OWN_PATHS = ("healthz", "readyz")
-LATER_SCHEMES = ("redis+sentinel", "redis+cluster")  # good to write, not served in this version
-SERVED_SCHEMES = "redis://, rediss:// or unix://"
+MANY_SERVERS = ("redis+sentinel", "redis+cluster", "rediss+sentinel", "rediss+cluster")
+SERVED_SCHEMES = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")
 _PORT = re.compile(r"[0-9]{1,5}\Z")
@@ -81,13 +81,15 @@ def store_url(value: Any) -> str:
     if url == "embedded":
         return url
     scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in ("redis", "rediss", "unix", *LATER_SCHEMES):
+    if not separator or scheme not in ("redis", "rediss", "unix", *MANY_SERVERS):
         raise ValueError(f"must be embedded, or a URL with {SERVED_SCHEMES}")
     if scheme == "unix":
         if not rest.rpartition("@")[2].startswith("/"):
             raise ValueError("must name the socket by its whole path, such as unix:///run/redis/redis.sock")
     elif not _hosts_are_good(rest):
         raise ValueError(f"must name a host, such as {scheme}://127.0.0.1:6379")
+    elif scheme.endswith("+sentinel") and not rest.partition("?")[0].partition("/")[2]:
+        raise ValueError(f"must name the primary after the sentinels: {scheme}://HOST:26379,HOST:26379/mymaster")
     return url
 
 

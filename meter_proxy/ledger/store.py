@@ -1,4 +1,4 @@
-"""The connection to Redis or Valkey; the only module that knows the client library.
+"""The connection to Redis or Valkey; with cluster.py the only module that knows the client library.
 
 An operation takes at most 250 ms, then it has failed: the books are sent again. Errors never show a password.
 """
@@ -9,23 +9,37 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, NoPermissionError, NoScriptError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError as RedisResponseError
 
+from meter_proxy.config.urls import SERVED_SCHEMES
 from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger.messages import REHEARSAL, Call
 from meter_proxy.tasks import Patience
 
+if TYPE_CHECKING:
+    from meter_proxy.ledger.cluster import ClusterStore
+
 OPERATION_S = 0.25
+ASK_SENTINEL_S = 0.1  # each: one of them may be gone with its machine
 CHECK_S = 5.0  # at the start: a server that is still loading its data is waited for
 OLDEST_REDIS = (7, 0)
 START_IT = "start it, or set redis.url"
@@ -37,7 +51,7 @@ _SCRIPT = files("meter_proxy.ledger").joinpath("sync.lua").read_text("utf-8")
 async def check_store(url: str) -> None:
     """Find out at the start whether `url` can be used. Raises `CannotStart` with one line that says what to change."""
     try:
-        store = Store(url)
+        store = open_store(url)
         try:
             await store.check()
         finally:
@@ -46,20 +60,83 @@ async def check_store(url: str) -> None:
         raise CannotStart(str(exc)) from exc
 
 
+class StoreUrl(NamedTuple):
+    """A `redis+sentinel://` or `redis+cluster://` URL, taken apart.
+
+    `[rediss|redis]+KIND://[user:password@]HOST:PORT,HOST:PORT/...[?sentinel_password=...]`; after the hosts of
+    sentinels stand the primary's name and, if not 0, the database.
+    """
+
+    kind: str  # sentinel, cluster
+    tls: bool
+    credentials: str  # `user:password@`, quoted as in the URL, or empty
+    hosts: tuple[tuple[str, int], ...]
+    path: tuple[str, ...]
+    parameters: Mapping[str, str]
+
+    def of_server(self, host: str, port: int) -> str:
+        """The URL of one server, with the same credentials."""
+        shown = f"[{host}]" if ":" in host else host
+        return f"{'rediss' if self.tls else 'redis'}://{self.credentials}{shown}:{port}"
+
+
+def parse_url(url: str) -> StoreUrl | None:
+    """Take apart a URL of several servers; None for one of a single server. Raises `StoreError`."""
+    scheme, _, rest = url.partition("://")
+    base, _, kind = scheme.partition("+")
+    if kind not in ("sentinel", "cluster") or base not in ("redis", "rediss"):
+        return None
+    rest, _, query = rest.partition("?")
+    netloc, _, path = rest.partition("/")
+    credentials, at, hosts = netloc.rpartition("@")
+    default_port = 26379 if kind == "sentinel" else 6379
+    try:
+        parts = [urlsplit(f"//{host}") for host in hosts.split(",")]
+        servers = tuple((part.hostname or "localhost", part.port or default_port) for part in parts)
+    except ValueError:
+        raise StoreError("redis.url: a host or port is broken") from None  # from None: the cause may hold the password
+    found = StoreUrl(
+        kind, base == "rediss", credentials + at, servers, tuple(filter(None, path.split("/"))), dict(parse_qsl(query))
+    )
+    if kind == "sentinel" and not 1 <= len(found.path) <= 2:
+        raise StoreError("redis.url must name the primary: redis+sentinel://HOST:PORT,HOST:PORT/NAME")
+    if kind == "cluster" and found.path not in ((), ("0",)):
+        raise StoreError("redis.url: a cluster has database 0 only")
+    return found
+
+
+def open_store(url: str) -> "Store | ClusterStore":
+    """The store at `redis.url`, whatever its kind. Connects when it is first used. Raises `StoreError`."""
+    parsed = parse_url(url)
+    if parsed is not None and parsed.kind == "cluster":
+        from meter_proxy.ledger.cluster import ClusterStore
+
+        return ClusterStore(parsed)
+    return Store(url)
+
+
 class Store:
-    """One connection to the server at `redis.url`, made when it is first needed, and made anew when it broke."""
+    """One connection to the server at `redis.url`, made when it is first needed, and made anew when it broke.
+
+    With `redis+sentinel://` it is one to the primary that the sentinels name at that moment.
+    """
 
     def __init__(self, url: str) -> None:
-        """Take a `redis://`, `rediss://` or `unix://` URL. Raises `StoreError` for another."""
-        self.address = _address(url)
+        """Take a `redis://`, `rediss://`, `unix://` or `redis+sentinel://` URL. Raises `StoreError` for another."""
+        sentinel = parse_url(url)
+        self.address = _address(url) if sentinel is None else _address_of_sentinels(sentinel)
+        self._sentinels: list[Redis] = []
+        options: dict[str, Any] = {
+            "socket_timeout": None,  # a time-out of ours bounds the whole operation
+            "socket_connect_timeout": None,
+            "retry": Retry(NoBackoff(), 0),  # the sync retries, with fresher totals
+            "decode_responses": True,
+        }
         try:
-            self._client = Redis.from_url(
-                url,
-                socket_timeout=None,  # asyncio.timeout bounds the whole operation
-                socket_connect_timeout=None,
-                retry=Retry(NoBackoff(), 0),  # the sync retries, with fresher totals
-                decode_responses=True,
-            )
+            if sentinel is None:
+                self._client = Redis.from_url(url, **options)
+            else:
+                self._client, self._sentinels = _primary(sentinel, options)
         except ValueError as exc:
             raise StoreError(f"redis.url: {exc}") from None  # from None: the cause may hold the URL
         self._has_password = bool(self._client.connection_pool.connection_kwargs.get("password"))
@@ -134,7 +211,8 @@ class Store:
     async def _rehearse(self) -> None:
         """Run the script for nobody: it writes nothing, but shows a missing permission or full memory."""
         await self._load_script()
-        await cast(Any, self._client.evalsha(self._sha, len(REHEARSAL.keys), *REHEARSAL.keys, *REHEARSAL.args))
+        with contextlib.suppress(MovedError):  # of a cluster: its place is on another server
+            await cast(Any, self._client.evalsha(self._sha, len(REHEARSAL.keys), *REHEARSAL.keys, *REHEARSAL.args))
 
     async def call(self, batch: Sequence[Call]) -> list[Any | StoreError]:
         """Run `sync.lua` once per call, in one round trip. See `sync.SyncStore`."""
@@ -152,6 +230,12 @@ class Store:
         async with self._operation():
             seconds, microseconds = await cast(Any, self._client.time())
         return float(seconds + microseconds / 1e6)
+
+    async def cluster_slots(self) -> list[tuple[int, int, str, int]]:
+        """Return the ranges of slots of a cluster: first, last, host and port of their primary."""
+        async with self._operation():
+            ranges = await cast(Any, self._client).execute_command("CLUSTER SLOTS")
+        return [_slot_range(entry) for entry in _entries(ranges)]
 
     async def read_hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
         """Return the hashes under `keys`; an empty one for a key that is not there."""
@@ -174,6 +258,8 @@ class Store:
         except TimeoutError as exc:
             raise StoreError(f"{self.address} did not answer within {OPERATION_S * 1000:.0f} ms") from exc
         except (RedisError, OSError) as exc:
+            if isinstance(exc, ReadOnlyError):  # a primary that became a replica: look for the new one
+                await self._client.connection_pool.disconnect()
             raise self._translated(exc) from exc
 
     async def _load_script(self) -> None:
@@ -195,7 +281,8 @@ class Store:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._client.aclose()
+        for client in (self._client, *self._sentinels):
+            await client.aclose()
 
     def __repr__(self) -> str:
         return f"<Store {self.address}>"
@@ -213,6 +300,8 @@ def _is_tls_error(exc: Exception) -> bool:
 
 def _reason(exc: Exception) -> str:
     """Return why there is no connection, in words; the client library's own text repeats the address."""
+    if isinstance(exc, MasterNotFoundError):  # its text shows the whole client
+        return "no sentinel that answers knows it"
     match cause := _cause(exc):
         case ssl.SSLCertVerificationError():
             return f"its TLS certificate is not trusted, {cause.verify_message}"
@@ -240,10 +329,43 @@ def _address(url: str) -> str:
         host, port = parts.hostname or "localhost", parts.port or 6379
     except ValueError:
         raise StoreError("redis.url is not a URL") from None  # from None: the cause may hold the password
-    if parts.scheme in ("redis+sentinel", "redis+cluster"):
-        raise StoreError(f"redis.url: {parts.scheme}:// comes with a later version; use redis://, rediss:// or unix://")
     if parts.scheme == "unix":
         return f"Redis at {parts.path}"
     if parts.scheme in ("redis", "rediss"):
         return f"Redis at {f'[{host}]' if ':' in host else host}:{port}"
-    raise StoreError("redis.url must begin with redis://, rediss:// or unix://, or be `embedded`")
+    raise StoreError(f"redis.url must be `embedded`, or begin with {SERVED_SCHEMES}")
+
+
+def _primary(url: StoreUrl, options: dict[str, Any]) -> tuple[Redis, list[Redis]]:
+    """A client that asks the sentinels for the primary each time it connects; and those to the sentinels."""
+    user, _, password = url.credentials.rstrip("@").partition(":")
+    sentinels: dict[str, Any] = {"socket_timeout": ASK_SENTINEL_S, "socket_connect_timeout": ASK_SENTINEL_S}
+    if "sentinel_password" in url.parameters:
+        sentinels["password"] = url.parameters["sentinel_password"]
+        sentinels["username"] = url.parameters.get("sentinel_username")
+    if url.tls:
+        options = {**options, "ssl": True}
+        sentinels["ssl"] = True
+    found: Any = Sentinel(list(url.hosts), sentinel_kwargs=sentinels)  # type: ignore[no-untyped-call]
+    credentials = {"username": unquote(user) or None, "password": unquote(password) or None}
+    database = int(url.path[1]) if len(url.path) > 1 else 0
+    return found.master_for(url.path[0], db=database, **credentials, **options), found.sentinels
+
+
+def _address_of_sentinels(url: StoreUrl) -> str:
+    if url.kind != "sentinel":
+        raise StoreError("redis.url: a cluster is not one server")
+    return f"Redis {url.path[0]} of the sentinels at {','.join(f'{host}:{port}' for host, port in url.hosts)}"
+
+
+def _entries(ranges: Any) -> list[Any]:
+    """The client library gives a mapping or a list, by its version and protocol."""
+    if isinstance(ranges, dict):
+        return [[*slots, place["primary"]] for slots, place in ranges.items()]
+    return list(ranges)
+
+
+def _slot_range(entry: Any) -> tuple[int, int, str, int]:
+    first, last, primary = entry[0], entry[1], entry[2]
+    host = primary[0].decode() if isinstance(primary[0], bytes) else primary[0]
+    return int(first), int(last), host or "", int(primary[1])

@@ -321,13 +321,6 @@ async def test_what_speaks_no_tls_at_all_is_told_apart() -> None:
         )
 
 
-@pytest.mark.parametrize("url", ["redis+sentinel://a:1/mymaster", "redis+cluster://a:1"])
-async def test_sentinel_and_cluster_come_later(url: str) -> None:
-    """They are named as what they are: not there yet."""
-    with pytest.raises(CannotStart, match="comes with a later version"):
-        await check_store(url)
-
-
 @pytest.mark.parametrize(
     "url", ["http://hidden@a", "redis://:hidden@a:port", "redis://:hidden@a/0?db=x&socket_timeout=y"]
 )

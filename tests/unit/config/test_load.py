@@ -10,7 +10,6 @@ from meter_proxy.config.load import (
     config_for_upstream,
     load_config,
     not_yet_enforced,
-    notes,
     state_dir_of,
 )
 from meter_proxy.config.schema import Address
@@ -90,7 +89,7 @@ def test_faults_of_options_name_the_option(tmp_path: Path) -> None:
     assert caught.value.faults == [
         "--listen: must be HOST:PORT, such as 127.0.0.1:8080",
         "--workers: must be at least 1",
-        "--redis: must be embedded, or a URL with redis://, rediss:// or unix://",
+        "--redis: must be embedded, or a URL with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
         "--admin: 0.0.0.0:1 is not on loopback: set admin_token, or listen on 127.0.0.1",
     ]
 
@@ -148,32 +147,6 @@ def test_what_is_not_enforced_yet_is_said(tmp_path: Path) -> None:
     assert not_yet_enforced(config_of(tokenizer, tmp_path)) == [
         "not enforced yet: tokenizer o200k_base of upstream local"
     ]
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("redis://h", []),
-        (
-            "redis+sentinel://h:1/m",
-            [
-                "redis.url: redis+sentinel:// comes with a later version, serve refuses it; "
-                "use redis://, rediss:// or unix://"
-            ],
-        ),
-        (
-            "redis+cluster://h:1",
-            [
-                "redis.url: redis+cluster:// comes with a later version, serve refuses it; "
-                "use redis://, rediss:// or unix://"
-            ],
-        ),
-    ],
-)
-def test_notes_say_what_serve_would_refuse(tmp_path: Path, url: str, said: list[str]) -> None:
-    """A good configuration of another version."""
-    config = config_of(BASE + f"redis: {{url: '{url}', when_down: open}}", tmp_path)
-    assert notes(config) == said
 
 
 def test_the_books_are_found_without_the_secrets(tmp_path: Path) -> None:

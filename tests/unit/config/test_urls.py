@@ -134,11 +134,14 @@ def test_a_wrong_store_url_is_never_repeated(url: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_only_what_is_served_is_advertised() -> None:
-    """Sentinels and clusters are good to name, but no advice to follow in this version."""
+def test_a_wrong_scheme_is_told_the_right_ones() -> None:
+    """What a store may be is said at once, all of it."""
     with pytest.raises(ValueError) as caught:
         urls.store_url("http://h")
-    assert str(caught.value) == "must be embedded, or a URL with redis://, rediss:// or unix://"
+    assert (
+        str(caught.value)
+        == "must be embedded, or a URL with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
+    )
 
 
 def test_a_store_is_shown_without_its_password() -> None:
