@@ -110,13 +110,17 @@ class Books:
         day.add(record, label)
         changed: list[Book] = [day]
         for charge in charges:
-            owner = record.key if charge.holder == KEY_HOLDER else record.account
-            counter = self.counter(
-                record.account, charge.holder, owner, charge.rule, charge.window, charge.unit, charge.ends_at
-            )
+            counter = self.counter_of(record, charge)
             counter.used += amount(charge.unit, record)
             changed.append(counter)
         return changed
+
+    def counter_of(self, record: UsageRecord, charge: Charge) -> CounterBook:
+        """The book of the counter that a charge of `record` names."""
+        owner = record.key if charge.holder == KEY_HOLDER else record.account
+        return self.counter(
+            record.account, charge.holder, owner, charge.rule, charge.window, charge.unit, charge.ends_at
+        )
 
     def day(self, account: str, key: str, day: str) -> DayBook:
         """The book of a key's day (YYYYMMDD); a new one is empty."""

@@ -63,8 +63,7 @@ def encode_books(books: Books, position: int) -> bytes:
     days = [(day.account, day.key, day.day, day.totals, day.acked_requests) for day in books.days]
     counters = [
         (one.account, one.holder, one.owner, one.rule, one.window, one.unit, one.ends_at, one.used, one.acked_used)
-        for one in books.counters
-        if one.used
+        for one in books.counters  # also those of which nothing is used: something may be held in them
     ]
     return msgspec.json.encode({"position": position, "days": days, "counters": counters})
 

@@ -172,10 +172,12 @@ class Ledger:
         self._slots = SlotTable(self.directory)
         self._write_checkpoint_now()
 
-    def _commit_recovered(self, record: UsageRecord, charges: Sequence[Charge]) -> None:
+    def _commit_recovered(self, record: UsageRecord, charges: Sequence[Charge], held: Sequence[Charge]) -> None:
         label = self.labels.label(record.model, record.status)
         self._journal.append(encode_line(record, label, charges))
         self._books.add(record, label, charges)
+        for charge in held:  # so that Redis hears that they are free
+            self._books.counter_of(record, charge)
 
     def _adopt(self, sync: Sync, *, again: bool) -> None:
         directories = former.worker_directories(self.directory, self._workers)

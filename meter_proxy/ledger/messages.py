@@ -131,7 +131,7 @@ def compose(
         acked = day.acked_requests
         labels = [label for label, totals in day.totals.items() if totals[REQUESTS] != acked.get(label, 0)]
         labels = labels or list(day.totals)  # nothing new: ask whether Redis still has what it had
-        args += [day.journal_id, day_expires_at(day.day, retention_s), len(labels)]
+        args += [day.journal_id, day_expires_at(day.day, retention_s), 0 if acked else 1, len(labels)]
         for label in labels:
             args += [label, acked.get(label, 0), *day.totals[label]]
         sent_days.append((day, tuple((label, day.totals[label][REQUESTS]) for label in labels)))

@@ -25,12 +25,13 @@ from meter_proxy.usage import Outcome, UsageRecord
 
 _log = logging.getLogger("meter_proxy.ledger")
 
-Commit = Callable[[UsageRecord, tuple[Charge, ...]], None]
+Commit = Callable[[UsageRecord, tuple[Charge, ...], tuple[Charge, ...]], None]
 
 
 def recover(directory: Path, settled: Collection[str], commit: Commit, now: float) -> int:
     """Commit the records of the exchanges that were in flight when the last process in `directory` was killed.
 
+    `commit` gets the record, the counters that it is charged to, and those in which it may hold something.
     `settled`: ids of records in its journal, as far back as its slots can reach. `now` is Unix seconds; -> how many.
     """
     live = read_live(directory)
@@ -39,7 +40,7 @@ def recover(directory: Path, settled: Collection[str], commit: Commit, now: floa
         admission = _admission(progress)
         if admission is not None and admission.id not in settled:
             record = _record(admission, progress, now)
-            commit(record, admission.charges if progress.reached_upstream else ())
+            commit(record, admission.charges if progress.reached_upstream else (), admission.charges)
             count += 1
     if count:
         _log.warning("settled %d exchanges of a killed process in %s", count, directory)
@@ -110,7 +111,7 @@ def recover_abandoned(directory: Path, labels: ModelLabels, now: float) -> None:
         loaded = load(place, strict=True)
         journal = Journal(place, loaded.segment_start, loaded.position - loaded.segment_start)
 
-        def commit(record: UsageRecord, charges: tuple[Charge, ...]) -> None:
+        def commit(record: UsageRecord, charges: tuple[Charge, ...], held: tuple[Charge, ...]) -> None:
             label = labels.label(record.model, record.status)
             journal.append(encode_line(record, label, charges))
 

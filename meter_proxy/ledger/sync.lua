@@ -10,8 +10,9 @@
 --       c:JOURNAL               the part of r that is credit: granted ahead, held by no exchange yet
 --       v:JOURNAL x:JOURNAL     its last message; when its hold lapses unless renewed (ms)
 --       call                    when somebody missed what others hold as credit (ms)
+--       swept                   when lapsed holds were last looked for (ms)
 -- ARGV   lease in ms; how many day books, counters, wants, fields; the fields' names, `requests` first; then
---   a day book   journal; when both hashes expire (Unix s); how many models; for each model
+--   a day book   journal; when both hashes expire (Unix s); 1 if the sums shall be made anew; how many models; for each
 --                  its name; the `requests` that Redis acknowledged for it; one absolute total per field
 --   a counter    journal; version (0: a journal that is only read, it holds nothing); acknowledged version;
 --                  acknowledged used; used; reserved (with credit); credit; limit (-1: unknown, grant nothing);
@@ -61,7 +62,7 @@ end
 
 for book = 1, day_books do
   local usage, books = KEYS[2 * book - 1], KEYS[2 * book]
-  local journal, expires_at, models = take(), take(), number()
+  local journal, expires_at, anew, models = take(), take(), number(), number()
   -- One hash without the other (removed by hand) cannot be told apart from other sums: begin both anew,
   -- and let each worker find out by its acknowledged requests.
   if redis.call('EXISTS', usage) ~= redis.call('EXISTS', books) then
@@ -86,6 +87,15 @@ for book = 1, day_books do
       end
     end
   end
+  if anew == 1 then
+    -- After a loss the sums may hold what their parts do not: a log that was cut within a transaction, and then
+    -- went on, is replayed with the half of it.
+    local all = redis.call('HGETALL', books)
+    redis.call('DEL', usage)
+    for i = 1, #all, 2 do
+      redis.call('HINCRBY', usage, string.match(all[i], '^[^|]*|(.*)$'), all[i + 1])
+    end
+  end
   redis.call('EXPIREAT', usage, expires_at, 'NX')
   redis.call('EXPIREAT', books, expires_at, 'NX')
 end
@@ -99,7 +109,7 @@ for i = 1, counter_count do
   c.acked_used, c.own_used, c.own_reserved, c.own_credit = number(), number(), number(), number()
   c.limit, c.seen, c.wish, c.far, c.expires_at = number(), number(), number(), number(), number()
   local j = c.journal
-  local known = redis.call('HMGET', c.key, 'used', 'reserved', 'u:' .. j, 'r:' .. j, 'v:' .. j, 'call')
+  local known = redis.call('HMGET', c.key, 'used', 'reserved', 'u:' .. j, 'r:' .. j, 'v:' .. j, 'call', 'swept')
   local used, reserved, version = tonumber(known[3]) or 0, tonumber(known[4]) or 0, tonumber(known[5]) or 0
   if used < c.acked_used or version < c.acked_version then
     lost_data = 1
@@ -115,6 +125,7 @@ for i = 1, counter_count do
   c.reserved = (tonumber(known[2]) or 0) + c.own_reserved - reserved
   c.called = now - (tonumber(known[6]) or 0) < CALL_MS
   c.cleared, c.added, c.others_credit = {}, 0, 0
+  c.is_due_for_sweep = now - (tonumber(known[7]) or 0) > math.abs(lease_ms)
   counters[i] = c
 end
 
@@ -211,6 +222,9 @@ end
 
 local reply = { now, lost_data }
 for _, c in ipairs(counters) do
+  if c.is_due_for_sweep and c.reserved > c.own_reserved then
+    look_around(c)
+  end
   local left = c.limit - math.max(c.used, c.seen) - c.reserved
   if c.holds and c.wish > 0 and not c.called and lost_data == 0 and left >= c.far then
     c.added = math.min(c.wish, math.floor(left / 16))
@@ -233,6 +247,9 @@ for _, c in ipairs(counters) do
   end
   if c.call then
     set('call', text(c.call))
+  end
+  if c.looked_around then
+    set('swept', text(now))
   end
   for _, journal in ipairs(c.cleared) do
     set('r:' .. journal, '0')

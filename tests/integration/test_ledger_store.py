@@ -45,7 +45,7 @@ def message(
     journal_id: str, *models: tuple[str, int, int], acked: int = 0, expires_at: int = EXPIRES_AT, key: str = "alice"
 ) -> Call:
     """One message of a day book of `models`: (label, requests, the other totals)."""
-    args: list[str | int] = [30_000, 1, 0, 0, len(FIELDS), *FIELDS, journal_id, expires_at, len(models)]
+    args: list[str | int] = [30_000, 1, 0, 0, len(FIELDS), *FIELDS, journal_id, expires_at, 0, len(models)]
     for label, requests, amount in models:
         args += [label, acked, requests, *[amount] * 5]
     return Call([f"mp:{{acc}}:{kind}:{key}:20260301" for kind in ("usage", "books")], args)

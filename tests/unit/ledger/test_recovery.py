@@ -61,7 +61,7 @@ class Killed:
         """As a worker's start does it."""
         journal = open_journal(self.directory)
 
-        def commit(record: UsageRecord, charges: tuple[Charge, ...]) -> None:
+        def commit(record: UsageRecord, charges: tuple[Charge, ...], held: tuple[Charge, ...]) -> None:
             journal.append(encode_line(record, self.labels.label(record.model, record.status), charges))
 
         return recover(self.directory, load(journal.directory, strict=True).ids, commit, NOW)
