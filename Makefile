@@ -10,7 +10,7 @@ NODE_DIR := tests/e2e/node
 # Debian packages that the tests use, and one command of each that shows it is there.
 TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl
 
-.PHONY: help demo run test check format clean
+.PHONY: help demo run test check soak format clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -30,6 +30,14 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest $(ARGS)
+
+# The long form of tests/soak: about an hour. SOAK_ROUNDS=50 for a shorter one.
+SOAK_ROUNDS ?= 1000
+soak: $(VENV)/.dev debian
+	$(BIN)/python -m tests.soak.chaos --faults workers --rounds $(SOAK_ROUNDS)
+	$(BIN)/python -m tests.soak.chaos --faults redis --rounds 100
+	$(BIN)/python -m tests.soak.chaos --faults workers,redis,network,hang-ups --exchanges 100000
+	$(BIN)/python -m tests.soak.races all --rounds 20
 
 format:
 	$(BIN)/ruff format .
