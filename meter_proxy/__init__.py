@@ -10,7 +10,7 @@ The map. Imports point downwards only (a contract in pyproject.toml keeps it so)
     gateway/        HTTP in, HTTP out: exchange.py is the story of one request
     admin/          metrics, health, records and usage over HTTP
     telemetry/      every Prometheus metric, in one place; logs
-    ledger/         the books: records on disk, totals in Redis
+    ledger/         the books: records on disk, totals and quotas in Redis
     config/         the YAML: schema, loading with file:line:column, lookups
     metering/       bytes -> Usage; no I/O, no clock, no asyncio
     quota/          Usage + rules -> decisions; no I/O, `now` is an argument
@@ -19,7 +19,7 @@ The map. Imports point downwards only (a contract in pyproject.toml keeps it so)
     errors.py       the exception tree
 
 Where would I look for ...? a new endpoint: `metering/dialects/` and one line in `gateway/routes.py`;
-"what is billed when": `metering/billing.py`; "the client hung up": `gateway/relay.py`; "Redis is
+"why 429": `quota/decision.py`; "what is billed when": `metering/billing.py`; "the client hung up": `gateway/relay.py`; "Redis is
 down": `ledger/sync.py`; a new metric: `telemetry/metrics.py`.
 
 Public names: `setup`, `metrics`, `Config`, `load_config` (imported on first use: `import meter_proxy` stays light).

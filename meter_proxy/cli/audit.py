@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterator
 from enum import StrEnum
@@ -116,7 +115,7 @@ def _print(result: Result) -> None:
         print_table(COLUMNS, frozenset(COLUMNS[2:]), rows)
     count = len(result.differences)
     found = f"{count} difference{'' if count == 1 else 's'}" if count else "no difference"
-    print(f"{result.records:,} records, {result.hashes:,} days and counters compared: {found}", file=sys.stderr)
+    print(f"{result.records:,} records, {result.hashes:,} days and counters compared: {found}")
 
 
 def _document(result: Result) -> dict[str, object]:

@@ -32,6 +32,8 @@ RUN_BY = {
     "meter-proxy serve": "test_configuration_commands",
     "meter-proxy usage": "test_configuration_commands",
     "meter-proxy records": "test_configuration_commands",
+    "meter-proxy audit": "test_configuration_commands",
+    "meter-proxy repair": "test_configuration_commands",
     "make test": "the run that you are reading",
     **dict.fromkeys(MODEL_SERVERS, "the mock backend"),
 }
@@ -165,4 +167,6 @@ async def test_configuration_commands(project: Path) -> None:
             project,
         )
     assert "alice" in await run(command_starting("meter-proxy usage"), project)
+    assert "no difference" in await run(command_starting("meter-proxy audit"), project, keys)
+    assert "nothing to do" in await run(command_starting("meter-proxy repair"), project)
     assert '"key":"alice"' in (await run(command_starting("meter-proxy records"), project)).replace(": ", ":")

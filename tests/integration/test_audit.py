@@ -88,8 +88,8 @@ async def test_the_command_compares_beside_a_stopped_serve(tmp_path: Path) -> No
     with StoreServer.redis(tmp_path) as server:
         await settled(tmp_path, server.url)
         arguments = ("audit", "--state-dir", tmp_path / "state", "--redis", server.url)
-        code, _, err = await run(*arguments)
-        assert (code, "no difference" in err) == (0, True)
+        code, out, _ = await run(*arguments)
+        assert (code, "no difference" in out) == (0, True)
         with server.client() as redis:
             redis.hincrby(next(iter(redis.scan_iter("mp:*:usage:k1:*"))), "m1|cost_nano_usd", 7)
         code, out, _ = await run(*arguments, "--format", "json")

@@ -138,7 +138,8 @@ async def outage(directory: Path, store: StoreServer, rounds: int) -> bool:
     with store.client() as client:
         found = sum(int(client.hget(name, "m1|requests") or 0) for name in client.scan_iter("mp:*:usage:*"))
     print(
-        f"outage: {records:,} exchanges, {keys:,} keys, in Redis {found:,}, caught up in {took_s:.1f} s, 1 batch in flight"
+        f"outage: {records:,} exchanges, {keys:,} keys, in Redis {found:,}, "
+        f"caught up in {took_s:.1f} s, 1 batch in flight"
     )
     return found == records
 
@@ -248,7 +249,8 @@ async def frozen(directory: Path, store: StoreServer, rounds: int) -> bool:
         while_frozen = await median(proxy.url)
         store.resume()
     print(
-        f"frozen: median {before:.2f} ms before, {while_frozen:.2f} ms while Redis is frozen: {while_frozen - before:+.2f} ms"
+        f"frozen: median {before:.2f} ms before, {while_frozen:.2f} ms while Redis is frozen: "
+        f"{while_frozen - before:+.2f} ms"
     )
     return while_frozen - before <= 1.0
 
