@@ -19,8 +19,8 @@ The map. Imports point downwards only (a contract in pyproject.toml keeps it so)
     errors.py       the exception tree
 
 Where would I look for ...? a new endpoint: `metering/dialects/` and one line in `gateway/routes.py`;
-"why 429": `quota/decision.py`; "what is billed when": `metering/billing.py`; "the client hung up": `gateway/relay.py`; "Redis is
-down": `ledger/sync.py`; a new metric: `telemetry/metrics.py`.
+"why 429": `quota/decision.py`; "what is billed when": `metering/billing.py`; "the client hung up":
+`gateway/relay.py`; "Redis is down": `ledger/sync.py`; a new metric: `telemetry/metrics.py`.
 
 Public names: `setup`, `metrics`, `Config`, `load_config` (imported on first use: `import meter_proxy` stays light).
 """

@@ -10,6 +10,9 @@ from meter_proxy.config.coverage import covered, is_pattern, may_meet
 from meter_proxy.config.faults import Finding, Loc, did_you_mean
 from meter_proxy.config.schema import Config, Key, Quota
 
+MOST = 2**53  # Redis' scripts count in floats
+CHARGE_BYTES = 60  # of a charge beside its rule's id
+SLOT_BYTES_FOR_CHARGES = 1_100
 RESERVED_KEY_ID = "unknown"  # the metrics' word for a caller who has not shown a key
 
 
@@ -21,6 +24,7 @@ def findings(config: Config, *, allow_anonymous: bool) -> Iterator[Finding]:
     yield from _keys(config)
     yield from _rule_ids(config)
     yield from _rules_against_models(config)
+    yield from _rules_fit_a_slot(config)
 
 
 def _listeners(config: Config, allow_anonymous: bool) -> Iterator[Finding]:
@@ -152,6 +156,16 @@ def _rules_against_models(config: Config) -> Iterator[Finding]:
             yield from _rule_against_models(config, ("accounts", name, "quotas", position), rule, entries)
 
 
+def _rules_fit_a_slot(config: Config) -> Iterator[Finding]:
+    """What an exchange is charged to is kept by value beside it, in a place of fixed size."""
+    for position, key in enumerate(config.keys):
+        account = config.accounts.get(key.account_id)
+        rules = (*config.rules_of(key), *(account.quotas if account is not None else ()))
+        if sum(len(rule.rule_id) + CHARGE_BYTES for rule in rules) > SLOT_BYTES_FOR_CHARGES:
+            message = f"the key has {len(rules)} rules, with its plan's and its account's: too many, or too long names"
+            yield Finding(("keys", position, "quotas"), message, because=(("keys", position),))
+
+
 def _either(entries: list[set[str]], config: Config) -> set[str]:
     """What any of the callers may ask for; without callers, what the next one may."""
     return set().union(*entries) if entries else set(config.models)
@@ -169,6 +183,8 @@ def _rule_against_models(config: Config, loc: Loc, rule: Quota, usable: set[str]
             f"limits the cost of models without a price: {names}; add `price: {{input: ..., output: ...}}` to them"
         )
         yield Finding(loc, message, because=tuple(("models", entry) for entry in unpriced))
+    if rule.limit > MOST:
+        yield Finding(loc, f"the limit is beyond what can be counted exactly: {MOST:,}, or 9,007,199 USD")
     unbounded = [entry for entry in entries if config.models[entry].max_output_tokens is None]
     if rule.reserve == "hard" and rule.unit in ("tokens", "output_tokens", "cost_usd") and unbounded:
         message = f"reserves hard, but these models have no max_output_tokens: {', '.join(unbounded)}"

@@ -103,15 +103,19 @@ class Gateway:
 
         429 by a rule; 503 when no new work can be taken, or not be recorded.
         """
-        if self.draining:
-            raise unavailable("draining", "The server is about to restart. Try again in a moment.", retry_after_s=1)
+        self._refuse_while_draining()
         grant = await self.quotas.grant(call)
         try:
+            self._refuse_while_draining()
             return self._open(call, body, request, grant)
         except BaseException:
             if grant is not None:
                 grant.release()
             raise
+
+    def _refuse_while_draining(self) -> None:
+        if self.draining:
+            raise unavailable("draining", "The server is about to restart. Try again in a moment.", retry_after_s=1)
 
     def _open(self, call: Call, body: bytes, request: web.Request, grant: Grant | None) -> Exchange:
         upstream = call.model.upstreams[0]

@@ -45,6 +45,7 @@ RENEW_S = 10.0  # what is held is said again this often: a third of the lease
 ASK_AGAIN_S = 0.025  # others' credit was called in: they hear of it at their next message
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 2.0
+FORGET_MARGIN_S = 60  # a rule per second leaves a counter a second and key
 WATCH_MARGIN_S = 3600  # an expired book must not look lost to a clock that is off
 
 _log = logging.getLogger("meter_proxy.ledger.sync")
@@ -505,7 +506,7 @@ class Sync:
 
     def expired(self, books: Iterable[Book]) -> list[Book]:
         """Those of `books` that Redis has forgotten, and nobody will ask for."""
-        return [book for book in books if self._is_expired(book, -WATCH_MARGIN_S) and not _is_held(book)]
+        return [book for book in books if self._is_expired(book, -FORGET_MARGIN_S) and not _is_held(book)]
 
     def _is_expired(self, book: Book, margin_s: float) -> bool:
         if isinstance(book, DayBook):

@@ -53,10 +53,10 @@ def amount(unit: Unit, record: UsageRecord) -> int:
             return 0
 
 
-_HOUR_S, _DAY_S = 3_600, 86_400
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 # How long a counter is kept after its window, by the length of the window's name: an exchange of that window may
 # still be running (`timeouts.total`), or wait for Redis to come back.
-_KEPT_S = {14: _HOUR_S, 12: _HOUR_S, 10: _DAY_S, 8: 7 * _DAY_S, 7: 40 * _DAY_S, 6: 40 * _DAY_S}
+_KEPT_S = {14: _MINUTE_S, 12: _HOUR_S, 10: _DAY_S, 8: 7 * _DAY_S, 7: 40 * _DAY_S, 6: 40 * _DAY_S}
 
 
 def expires_at(window: str, ends_at: int) -> int:

@@ -1,13 +1,14 @@
 """The books in a real Redis and a real Valkey: what the script does, and which servers are refused."""
 
 import asyncio
+import contextlib
 import random
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from redis import Redis
+from redis import Redis, RedisError
 
 from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger import Ledger
@@ -329,3 +330,37 @@ async def test_a_malformed_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(CannotStart, match=r"redis\.url") as refusal:
         await check_store(url)
     assert "hidden" not in str(refusal.value)
+
+
+async def test_a_busy_server_is_waited_for(server: StoreServer, store: Store) -> None:
+    """Somebody's endless script holds it: nothing is written, everything works when that is ended."""
+    server.configure(busy_reply_threshold="50")
+    await merge(store, message("j1", ("m1", 1, 1)))
+    blocker = asyncio.create_task(asyncio.to_thread(_run_for_ever, server))
+    try:
+        await asyncio.sleep(0.3)
+        with pytest.raises(StoreError, match=r"busy|BUSY|did not answer"):
+            await store.call([message("j1", ("m1", 2, 2))])
+    finally:
+        with server.client() as client:
+            client.script_kill()
+        await blocker
+    assert await merge(store, message("j1", ("m1", 3, 3))) == [False]
+
+
+def _run_for_ever(server: StoreServer) -> None:
+    with server.client() as client, contextlib.suppress(RedisError):
+        client.eval("while true do end", 0)
+
+
+async def test_a_primary_that_became_a_replica_is_not_written(server: StoreServer, store: Store) -> None:
+    """READONLY: the connection is given up, and made anew when it is a primary again."""
+    await merge(store, message("j1", ("m1", 1, 1)))
+    with server.client() as client:
+        client.replicaof("127.0.0.1", 9)
+        try:
+            with pytest.raises(StoreError):
+                await store.call([message("j1", ("m1", 2, 2))])
+        finally:
+            client.replicaof("NO", "ONE")
+    assert await merge(store, message("j1", ("m1", 3, 3))) == [False]

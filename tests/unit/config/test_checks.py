@@ -206,3 +206,16 @@ def test_a_rule_for_a_model_that_nobody_can_ask_for_is_a_typo(tmp_path: Path) ->
     assert faults_of(MODELS.replace('  "*": {upstream: local}\n', "") + rule, tmp_path) == [
         "5:53: plans.p.quotas[0].models[0]: 'prized' matches no model; did you mean 'priced'?"
     ]
+
+
+def test_a_limit_beyond_exact_counting_is_refused(tmp_path: Path) -> None:
+    """Redis' scripts count in floats: exact to 2^53."""
+    rule = "{cost_usd: 10_000_000, per: total}"
+    text = BASE + f"keys: [{{id: a, secret: {DIGEST}, quotas: [{rule}]}}]\n"
+    assert any("beyond what can be counted exactly" in fault for fault in map(str, faults_of(text, tmp_path)))
+
+
+def test_more_rules_than_a_slot_holds_are_refused(tmp_path: Path) -> None:
+    rules = ", ".join(f"{{name: {'n' * 60}{number}, requests: 1, per: day}}" for number in range(12))
+    text = BASE + f"keys: [{{id: a, secret: {DIGEST}, quotas: [{rules}]}}]\n"
+    assert any("12 rules" in fault for fault in map(str, faults_of(text, tmp_path)))

@@ -108,6 +108,7 @@ def test_a_warning_names_the_fullest_rule() -> None:
 
 def test_counters_outlive_their_window_but_not_for_ever() -> None:
     assert expires_at("20260131", 1000) == 1000 + 7 * 86_400
+    assert expires_at("20260131140507", 1000) == 1060
     assert expires_at("total", 0) == 0
 
 
