@@ -43,10 +43,15 @@ async def store(server: StoreServer) -> AsyncIterator[Store]:
 
 
 def message(
-    journal_id: str, *models: tuple[str, int, int], acked: int = 0, expires_at: int = EXPIRES_AT, key: str = "alice"
+    journal_id: str,
+    *models: tuple[str, int, int],
+    acked: int = 0,
+    expires_at: int = EXPIRES_AT,
+    key: str = "alice",
+    anew: int = 0,
 ) -> Call:
     """One message of a day book of `models`: (label, requests, the other totals)."""
-    args: list[str | int] = [30_000, 1, 0, 0, len(FIELDS), *FIELDS, journal_id, expires_at, 0, len(models)]
+    args: list[str | int] = [30_000, 1, 0, 0, len(FIELDS), *FIELDS, journal_id, expires_at, anew, len(models)]
     for label, requests, amount in models:
         args += [label, acked, requests, *[amount] * 5]
     return Call([f"mp:{{acc}}:{kind}:{key}:20260301" for kind in ("usage", "books")], args)
@@ -116,6 +121,18 @@ async def test_lost_data_is_reported_and_mended_by_sending_again(
     assert await merge(store, message("j2", ("m1", 4, 40), acked=4)) == [True]
     with server.client() as client:
         assert client.hget(USAGE, "m1|input_tokens") == "70"
+
+
+async def test_after_a_loss_the_sums_are_made_anew(server: StoreServer, store: Store) -> None:
+    """They may hold what no journal says: a log that was cut within a transaction is replayed with the half of it."""
+    await merge(store, message("j1", ("m1", 3, 30)), message("j2", ("m1", 4, 2**60 + 1)))
+    with server.client() as client:
+        client.hincrby(USAGE, "m1|requests", 22)
+    await merge(store, message("j1", ("m1", 3, 30), anew=1))
+    with server.client() as client:
+        assert client.hget(USAGE, "m1|requests") == "7"
+        assert client.hget(USAGE, "m1|input_tokens") == str(2**60 + 31)
+        assert client.expiretime(USAGE) == EXPIRES_AT
 
 
 async def test_a_key_of_another_type_is_an_error_of_its_own(server: StoreServer, store: Store) -> None:

@@ -10,14 +10,27 @@ import pytest
 
 from meter_proxy.errors import CannotStart
 from meter_proxy.ledger import Ledger, ledger, sync
+from meter_proxy.ledger.grants import Grant
 from meter_proxy.ledger.messages import day_expires_at
 from meter_proxy.ledger.reading import iter_records
+from meter_proxy.quota.charge import Charge, Unit
+from meter_proxy.quota.reservation import FREE, Asked, want_for
+from meter_proxy.quota.rules import Rule
 from tests.support.records import totals_of, usage_record
 from tests.support.waiting import until
 from tests.unit.ledger.stores import InMemory, LosesReplies, RefusesOneKey, Slow, Unreachable, keys_in
 
 NOW = 1772366400.0  # 2026-03-01T12:00:00Z
 MakeLedger = Callable[..., Ledger]
+ASKED = Asked(
+    stream=True,
+    choices=1,
+    max_output_tokens=None,
+    model_max_output_tokens=None,
+    has_output=True,
+    input_text_bytes=40,
+    texts=1,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -373,3 +386,40 @@ async def test_the_label_is_decided_once(make: MakeLedger, tmp_path: Path) -> No
     await books.stop()
     assert [record.model_label for record in iter_records(tmp_path)] == ["other", "known"]
     assert {label for *_, label, _ in store.totals()} == {"other", "known"}
+
+
+CHARGE = Charge("k", "tokens-total", "total", Unit.TOKENS, 0)
+
+
+async def test_a_key_that_moves_takes_its_counters_along(make: MakeLedger) -> None:
+    """Into the hash of its new account: every worker brings its own part."""
+    store = InMemory()
+    books = make(store)
+    await books.start()
+    books.settle(usage_record(), charges=(CHARGE,))
+    await until(lambda: store.redis.hget("mp:{alice}:quota:k:alice:tokens-total:total", "used") == "15", "the old one")
+    books.place_keys({"alice": "team"})
+    await until(lambda: store.redis.hget("mp:{team}:quota:k:alice:tokens-total:total", "used") == "15", "the new one")
+    await books.stop()
+
+
+async def test_what_a_killed_worker_held_is_free_when_the_next_one_starts(make: MakeLedger) -> None:
+    """Not only when the lease is over: the journal is the same, so are its fields in Redis."""
+    store = InMemory()
+    killed = make(store)
+    await killed.start()
+    killed.settle(usage_record(), charges=(CHARGE,))
+    assert killed.quotas is not None
+    rule = Rule(
+        id="tokens-total", holder="k", owner="alice", unit=Unit.TOKENS, limit=1000, per="total", zone="UTC", hard=False,
+        warn_from=None, when_exhausted="stop", when_down="closed",
+    )  # fmt: skip
+    want = want_for([rule], ASKED, FREE, NOW)
+    assert isinstance(await killed.quotas.reserve(want, key="alice", account="alice"), Grant)
+    name = "mp:{alice}:quota:k:alice:tokens-total:total"
+    await until(lambda: store.redis.hget(name, "reserved") == "522", "it is held")
+    killed._lock.release()  # what a kill does, and nothing more
+    successor = make(store)
+    await successor.start()
+    await until(lambda: store.redis.hget(name, "reserved") == "0", "it is free")
+    await successor.stop()
