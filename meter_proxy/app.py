@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from meter_proxy.admin.app import STORE_IS_AWAY
 from meter_proxy.config.schema import Config
 from meter_proxy.gateway.deadline import HeadDeadline
 from meter_proxy.gateway.replies import error
@@ -115,11 +116,12 @@ async def _healthz(request: web.Request) -> web.Response:
 
 async def _readyz(request: web.Request) -> web.Response:
     gateway = request.app[METER_PROXY].gateway
-    reasons = [
-        reason
-        for reason, applies in (("draining", gateway.draining), ("journal cannot write", not gateway.ledger.can_write))
-        if applies
-    ]
+    states = (
+        ("draining", gateway.draining),
+        ("journal cannot write", not gateway.ledger.can_write),
+        (STORE_IS_AWAY, gateway.needs_store and not gateway.ledger.store_up),
+    )
+    reasons = [reason for reason, applies in states if applies]
     return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
 

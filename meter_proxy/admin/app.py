@@ -24,6 +24,7 @@ from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics
 from meter_proxy.telemetry.records import MAX_RECENT
 
+STORE_IS_AWAY = "redis is away, and some rules are `when_down: closed`"  # why /readyz says no
 DEFAULT_LIMIT = 100
 DEFAULT_BY = "key,model,day"
 BATCH = 500  # records in one write: 300 KB, 0.1 ms

@@ -348,6 +348,13 @@ class Config(Section):
     keys: tuple[Key, ...] = ()
     accounts: dict[Id, Account] = {}
 
+    @property
+    def needs_store(self) -> bool:
+        """Whether some rule lets nothing pass while Redis is away."""
+        rules = [rule for key in self.keys for rule in self.rules_of(key)]
+        rules += [rule for account in self.accounts.values() for rule in account.quotas]
+        return any((rule.when_down or self.redis.when_down) == "closed" for rule in rules)
+
     def rules_of(self, key: Key) -> tuple[Quota, ...]:
         """The rules of a key in force: its plan's, less those replaced by name, then its own."""
         plan = self.plans.get(key.plan) if key.plan is not None else None

@@ -47,6 +47,7 @@ class Gateway:
         self.stats = stats
         # Also those that a reload took away: an exchange may still turn to them.
         self.pools = {name: UpstreamPool(name, upstream) for name, upstream in config.upstreams.items()}
+        self.needs_store = config.needs_store
         self.identities = Identities(self.pools, time.monotonic)
         self.refusals = InjectionRefusals(time.monotonic)
         self.draining = False
@@ -68,6 +69,7 @@ class Gateway:
         for name in self.pools.keys() - config.upstreams.keys():
             self.pools[name].close()
         self.config = config
+        self.needs_store = config.needs_store
         self._inbound = Inbound(config)
         self.quotas = QuotaGate(RuleBook(config), self.ledger, self.stats)
         if self.ledger.quotas is not None:

@@ -13,7 +13,8 @@ import msgspec
 
 from meter_proxy.errors import DamagedJournal
 from meter_proxy.ledger.books import Books
-from meter_proxy.ledger.journal import JournalRecord, decode_record, write_atomically
+from meter_proxy.ledger.journal import JournalRecord, write_atomically
+from meter_proxy.ledger.reading import decoded
 from meter_proxy.ledger.segments import examine, journal_id, read_lines, segments
 from meter_proxy.quota.charge import Unit
 
@@ -144,7 +145,7 @@ def _records(directory: Path, position: int, *, strict: bool) -> Iterator[tuple[
         for line in read_lines(segment.path, offset):
             if good_until is not None and line.offset >= good_until:
                 break
-            record = _decoded(segment.path, line.offset, line.text)
+            record = decoded(segment.path, line.offset, line.text)
             yield segment.start, record, segment.start + line.offset + line.length
         if following is not None:
             yield segment.start, None, following
@@ -160,11 +161,3 @@ def _examined(path: Path, offset: int, *, is_last: bool) -> int:
     if result.torn_bytes:
         _log.warning("%s: %d bytes of a torn line at byte %d are cut off", path, result.torn_bytes, result.good_bytes)
     return result.good_bytes
-
-
-def _decoded(path: Path, offset: int, text: bytes | None) -> JournalRecord | None:
-    try:
-        return decode_record(text or b"")
-    except ValueError as exc:
-        _log.warning("%s: the line at byte %d is damaged and left out: %s", path, offset, exc)
-        return None

@@ -63,7 +63,7 @@ def read_segment(path: Path, until: int | None = None) -> Iterator[JournalRecord
     for line in segments.read_lines(path):
         if until is not None and line.offset >= until:
             return
-        if (record := _decoded(path, line.offset, line.text)) is not None:
+        if (record := decoded(path, line.offset, line.text)) is not None:
             yield record
 
 
@@ -90,7 +90,7 @@ def _segment_backwards(path: Path) -> Iterator[JournalRecord]:
         for line in reversed(lines):
             if at_tail:  # what comes after the last newline: nothing, or torn
                 at_tail = False
-            elif (record := _decoded(path, start, unframed(line))) is not None:
+            elif (record := decoded(path, start, unframed(line))) is not None:
                 yield record
 
 
@@ -127,7 +127,7 @@ def _read_new(journal: Path, position: int, records: list[JournalRecord]) -> int
         offset = max(0, position - segment.start)  # below 0: what was there has been removed
         *lines, _ = segments.read(segment.path, offset, MAX_POLL_BYTES).split(b"\n")
         for line in lines:
-            if (record := _decoded(segment.path, offset, unframed(line))) is not None:
+            if (record := decoded(segment.path, offset, unframed(line))) is not None:
                 records.append(record)
             offset += len(line) + 1
         position = segment.start + offset
@@ -156,7 +156,8 @@ def _settled_at(record: JournalRecord) -> float:
     return record.settled_at
 
 
-def _decoded(path: Path, offset: int, text: bytes | None) -> JournalRecord | None:
+def decoded(path: Path, offset: int, text: bytes | None) -> JournalRecord | None:
+    """Parse the JSON of a line; None, and a word in the log, for what is no record."""
     try:
         return decode_record(text or b"")
     except ValueError as exc:

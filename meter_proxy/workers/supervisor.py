@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 
 from meter_proxy import __version__
-from meter_proxy.admin.app import WorkerState, build
+from meter_proxy.admin.app import STORE_IS_AWAY, WorkerState, build
 from meter_proxy.config.reload import ConfigSource, refuse_fixed_changes
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import CannotStart, ConfigError
@@ -88,6 +88,7 @@ class Supervisor:
         self._listeners = listeners
         self._store = store
         self._store_url = store_url
+        self._needs_store = config.needs_store
         self._say = say
         self._workers = [Worker(index) for index in range(config.workers)]
         self._metrics = Metrics(version=__version__, servers=servers_of(config.upstreams))
@@ -112,7 +113,10 @@ class Supervisor:
         """Why the proxy is not (entirely) able to serve; empty when it is."""
         if self._stopping:
             return ["draining"]
-        return [f"worker {worker.index} is {worker.state}" for worker in self._workers if worker.state != "ready"]
+        reasons = [f"worker {worker.index} is {worker.state}" for worker in self._workers if worker.state != "ready"]
+        if not reasons and self._needs_store and not self._metrics.redis_up.values.get((), 1):
+            reasons.append(STORE_IS_AWAY)
+        return reasons
 
     def worker_states(self) -> list[WorkerState]:
         """Each worker as it is now."""
@@ -323,6 +327,7 @@ class Supervisor:
                 _log.error("the configuration is not reloaded: %s", fault)
             raise
         self._config = config
+        self._needs_store = config.needs_store
         self._metrics.configured(servers_of(config.upstreams))
         data = child.packed(config)
         former = self._sending

@@ -63,6 +63,8 @@ async def test_closed_refuses_and_says_when_to_come_back(tmp_path: Path) -> None
             assert status == 503
             assert b"metering_unavailable" in body
             assert int(headers["retry-after"]) > 0
+            async with await RawClient.connect(proxy.url) as client:
+                assert (await client.request("GET", "/readyz")).status == 503
 
 
 async def test_open_lets_everything_pass_and_bills_it_afterwards(tmp_path: Path) -> None:
