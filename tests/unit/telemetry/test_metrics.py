@@ -385,3 +385,11 @@ def test_an_upstream_is_up_while_any_worker_gets_answers(metrics: Metrics) -> No
     second.upstream_answers("gpu", True)
     metrics.absorb("w1", second.snapshot())
     assert 'meter_proxy_upstream_up{upstream="gpu"} 1\n' in metrics.render()
+
+
+def test_a_stream_that_a_quota_ended_is_counted_under_its_rule() -> None:
+    """The key's own, or its account's."""
+    metrics = Metrics(version="1", servers={})
+    for cut_by in ("k/daily", "a/monthly", "a/monthly", None):
+        metrics.count(journal_record(key="alice", account="team", cut_by=cut_by))
+    assert metrics.quota_cutoffs.values == {("alice", "daily"): 1, ("account:team", "monthly"): 2}
