@@ -14,7 +14,8 @@
 -- ARGV   lease in ms; how many day books, counters, wants, fields; the fields' names, `requests` first; then
 --   a day book   journal; when both hashes expire (Unix s); 1 if the sums shall be made anew; how many models; for each
 --                  its name; the `requests` that Redis acknowledged for it; one absolute total per field
---   a counter    journal; version (0: a journal that is only read, it holds nothing); acknowledged version;
+--   a counter    journal; version (0: a journal that is only read, it holds nothing); acknowledged version
+--                  (0: none; then the sums are made anew from their parts);
 --                  acknowledged used; used; reserved (with credit); credit; limit (-1: unknown, grant nothing);
 --                  the highest `used` that the sender ever saw; how much credit it wishes for in addition;
 --                  how much must be left so that credit may be given; when the hash expires (Unix s; 0 never; -n: in n s)
@@ -102,6 +103,21 @@ end
 
 -- Counters: what this journal says of itself.
 
+-- The sums of a counter, from their parts.
+local function sums_of(key)
+  local used, reserved = 0, 0
+  local all = redis.call('HGETALL', key)
+  for i = 1, #all, 2 do
+    local kind = string.sub(all[i], 1, 2)
+    if kind == 'u:' then
+      used = used + tonumber(all[i + 1])
+    elseif kind == 'r:' then
+      reserved = reserved + tonumber(all[i + 1])
+    end
+  end
+  return used, reserved
+end
+
 local counters = {}
 local overtaken = false
 for i = 1, counter_count do
@@ -121,8 +137,12 @@ for i = 1, counter_count do
     c.own_reserved = reserved -- the message is an old one
     overtaken = true
   end
-  c.used = (tonumber(known[1]) or 0) + c.own_used - used
-  c.reserved = (tonumber(known[2]) or 0) + c.own_reserved - reserved
+  local all_used, all_reserved = tonumber(known[1]) or 0, tonumber(known[2]) or 0
+  if c.acked_version == 0 then -- the sender begins anew, perhaps after a loss: see above
+    all_used, all_reserved = sums_of(c.key)
+  end
+  c.used = all_used + c.own_used - used
+  c.reserved = all_reserved + c.own_reserved - reserved
   c.called = now - (tonumber(known[6]) or 0) < CALL_MS
   c.cleared, c.added, c.others_credit = {}, 0, 0
   c.is_due_for_sweep = now - (tonumber(known[7]) or 0) > math.abs(lease_ms)

@@ -218,6 +218,20 @@ def test_lost_data_is_noticed_and_what_was_seen_still_counts(redis: Redis) -> No
     assert other.lost_data
 
 
+def test_sums_are_made_anew_by_who_begins_anew(redis: Redis) -> None:
+    """A log that was cut within a transaction, and then went on, is replayed with sums that their parts do not have."""
+    worker, other = Worker(redis, "w0", limit=1000), Worker(redis, "w1", limit=1000)
+    worker.used[KEY], other.used[KEY] = 30, 60
+    worker.send()
+    other.send()
+    redis.hset(KEY, mapping={"used": 7, "reserved": 99})
+    worker.send()
+    assert sums(redis) == (7, 99)  # who goes on goes on
+    worker.acked_version = 0
+    worker.send()
+    assert sums(redis) == (90, 0)
+
+
 def test_amounts_beyond_1e15_are_exact(redis: Redis) -> None:
     worker = Worker(redis, "w0", limit=2**53)
     worker.used[KEY] = 2**53 - 3
