@@ -28,7 +28,6 @@ else:
 
 READY = b"ready\n"
 LEAVING = b"leaving\n"  # told to end: takes no new connections
-RELOADED = b"reloaded\n"  # serves by the configuration that it was sent last
 CANNOT_START = b"cannot start: "  # and why, up to the end of the line
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -183,7 +182,6 @@ async def _serve(
     def take_configs() -> None:
         while reload is not None and (sent := unpacked(received)) is not None:
             reload(sent)
-            tell(RELOADED)
 
     def is_ready(take_config: Callable[[Config], None]) -> None:
         nonlocal reload
