@@ -175,10 +175,11 @@ async def test_a_quota_is_seen_in_metrics(tmp_path: Path) -> None:
         labels = '{key="alice",rule="daily",unit="requests"}'
 
         async def shown() -> bool:
-            return float(await proxy.metric(f"meter_proxy_quota_used{labels}")) == 4
+            used = await proxy.metric(f"meter_proxy_quota_used{labels}")
+            refused = await proxy.metric('meter_proxy_quota_rejections_total{key="alice",rule="daily"}')
+            return (float(used), float(refused)) == (4, 1)
 
-        await until_async(shown, "the use of the quota")
+        await until_async(shown, "the use of the quota, and the refusal")
         assert float(await proxy.metric(f"meter_proxy_quota_limit{labels}")) == 4
         assert float(await proxy.metric(f"meter_proxy_quota_usage_ratio{labels}")) == 1
         assert float(await proxy.metric(f"meter_proxy_quota_reset_timestamp_seconds{labels}")) > 1_700_000_000
-        assert await proxy.metric('meter_proxy_quota_rejections_total{key="alice",rule="daily"}') == "1"
