@@ -92,17 +92,10 @@ class Exchange:
     async def run(self) -> web.StreamResponse:
         """Serve the exchange to its end and settle it; -> what aiohttp is to finish."""
         try:
-            self._client = ClientConnection(self._request, self.relay)
-            head = await self._ask()
-            self._body = b""  # a stream may live for hours, its prompt need not
-            reply = await self._begin_reply(head)
-            await self.relay.whole()
-            await reply.write_eof()
-            return reply
-        except QuotaReached:
-            reply = await self._end_at_wall()
-            await self._drain()
-            return reply
+            try:
+                return await self._answer()
+            except QuotaReached:
+                return await self._end_at_wall()
         except UpstreamError as exc:
             return self._upstream_failed(exc)
         except (ClientGone, ConnectionError):
@@ -120,6 +113,15 @@ class Exchange:
             raise
         finally:
             self._settle()
+
+    async def _answer(self) -> web.StreamResponse:
+        self._client = ClientConnection(self._request, self.relay)
+        head = await self._ask()
+        self._body = b""  # a stream may live for hours, its prompt need not
+        reply = await self._begin_reply(head)
+        await self.relay.whole()
+        await reply.write_eof()
+        return reply
 
     def cut_off(self) -> None:
         """Shutdown, after the drain time: end now, bill what was generated."""
@@ -271,23 +273,33 @@ class Exchange:
     # The ways to end early.
 
     async def _end_at_wall(self) -> web.StreamResponse:
-        """A quota is used up: the client's stream ends here, properly; the upstream is told afterwards."""
-        reply, client, grant = self._reply, self._client, self.grant
+        """A quota is used up: the client's stream ends here, properly; then the upstream is told."""
+        reply, client, relay = self._reply, self._client, self.relay
         assert reply is not None
-        assert grant is not None
-        stream = stream_of(self.relay.meter)
-        if client is None or stream is None:
-            self._break_off()  # a coded stream cannot be ended in our words
-            return reply
-        if grant.exhausted == "error":
-            ending = failed(f"The quota {grant.cut_by.id if grant.cut_by else ''} is used up: the answer ends here.")
+        assert client is not None
+        ending = self._ending()
+        if ending is None:
+            self._break_off()
         else:
-            usage = self._usage_so_far() if self.call.asked.asked_for_usage else None
-            ending = stopped(self.call.operation, stream.sample, stream.open_choices, usage)
-        client.write(ending, None)
-        if not client.transport.is_closing():
+            client.write(ending, None)
+        relay.stop_delivery()
+        if ending is not None and not relay.client_is_slow:  # who is slow must not keep the upstream at work
+            await reply.write_eof()
+        await self._drain()
+        relay.leave_upstream()
+        if ending is not None:
             await reply.write_eof()
         return reply
+
+    def _ending(self) -> bytes | None:
+        """The last events of a stream that is cut here; None for a coded one, which cannot be ended in our words."""
+        stream, grant = stream_of(self.relay.meter), self.grant
+        if stream is None or grant is None:
+            return None
+        if grant.exhausted == "error":
+            return failed(f"The quota {grant.cut_by.id if grant.cut_by else ''} is used up: the answer ends here.")
+        usage = self._usage_so_far() if self.call.asked.asked_for_usage else None
+        return stopped(self.call.operation, stream.sample, stream.open_choices, usage)
 
     def _upstream_failed(self, exc: UpstreamError) -> web.StreamResponse:
         """The client sees the break: an error before the reply's head, a reply without its end after it."""
@@ -307,15 +319,16 @@ class Exchange:
             self._client.break_off(linger_s=self._gateway.config.limits.client_stall_s)
 
     async def _drain(self) -> None:
-        """The client is gone: tell the upstream, and count what it had already sent."""
+        """Nobody gets any more: tell the upstream, and count what it had already sent."""
         connection, relay = self._connection, self.relay
         if connection is None or relay.ended or relay.error is not None:
             return
         policy = self._pool.config.on_disconnect
-        if policy.kind == "drain" and not relay.cut:
-            await relay.drained(self._pool.config.timeouts.total_s)
-        elif policy.kind == "drain_for" and not relay.cut:
-            await relay.drained(policy.drain_for_s or 0.0)
+        may_finish = not (relay.cut or relay.cut_by_quota)
+        if policy.kind == "drain" and may_finish:
+            await relay.drained(self._pool.config.timeouts.total_s, within_quota=True)
+        elif policy.kind == "drain_for" and may_finish:
+            await relay.drained(policy.drain_for_s or 0.0, within_quota=True)
         if not relay.ended and relay.error is None:
             await relay.drained(connection.half_close())
 

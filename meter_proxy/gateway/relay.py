@@ -19,8 +19,7 @@ from meter_proxy.gateway.http1 import ResponseHead
 from meter_proxy.gateway.upstream import UpstreamConnection
 from meter_proxy.gateway.wall import Allowance, events_in
 from meter_proxy.ledger.slots import Slot
-from meter_proxy.metering.meter import Meter
-from meter_proxy.metering.tally import Reading
+from meter_proxy.metering.meter import CodedMeter, Meter
 from meter_proxy.telemetry.metrics import WorkerStats
 
 HIGH_WATER_BYTES = 65_536  # of body that arrived before the reply's head is out
@@ -67,10 +66,13 @@ class Relay:
         self._last_read: tuple[bytes, bytes | None] | None = None  # held back: see _forward
         self._drain_over = False
         self._allowance = allowance
+        self._spent = 0  # output tokens so far: as the upstream counts them, else one per content event
         self._at_wall = False  # all that is granted is delivered; `_held` is what came after
         self._held: list[bytes] = []
+        self._delivers = True  # else what comes is only counted
+        self._drains_within_quota = False
+        self._is_coded = False  # its events cannot be told apart where a read is cut
         self._input_told = False
-        self._reading: Reading | None = None  # the last one that was noted
         self.cut_by_quota = False
         if allowance is not None:
             allowance.on_change = self._on_allowance
@@ -125,9 +127,7 @@ class Relay:
                     await self._news()
         except TimeoutError:
             pass
-        if not self.ended and self._connection is not None:
-            self._connection.close()
-            self.ended = True  # nothing more comes from it; nobody may wait for more
+        self.leave_upstream()
         self._stop_timer()
         self._early, self._early_bytes = [], 0
         if self.client_lost:
@@ -155,15 +155,22 @@ class Relay:
         self._raise_ending()
         self.flush()
 
-    async def drained(self, seconds: float) -> None:
-        """The client is gone: count what the upstream still sends, for at most `seconds`."""
-        self._client = None
-        self._at_wall = False  # what comes now is counted, and nobody gets it
+    def stop_delivery(self) -> None:
+        """Nobody gets any more of the answer: what is held, and what still comes, is only counted."""
+        self._delivers = self._at_wall = False
         early, self._early = self._early or [], None
         for payload, _ in early:
             self._count(payload)
         self._count_held()
-        self._resume_upstream()  # the client that it was paused for is gone
+
+    async def drained(self, seconds: float, *, within_quota: bool = False) -> None:
+        """Nobody gets any more: count what the upstream still sends, for at most `seconds`.
+
+        `within_quota`: the upstream does not know yet, and goes on generating; end when that is used up.
+        """
+        self.stop_delivery()
+        self._drains_within_quota = within_quota
+        self._resume_upstream()  # what it was paused for is over
         self._drain_over = False
         deadline = self._loop.call_later(seconds, self._end_drain)
         try:
@@ -176,16 +183,23 @@ class Relay:
         self._drain_over = True
         self._notify()
 
+    def leave_upstream(self) -> None:
+        """Nothing more comes from it, and nobody may wait for more."""
+        if not self.ended and self._connection is not None:
+            self._connection.close()
+            self.ended = True
+
     def flush(self) -> None:
         """Nothing more will come: send what the meter still held back."""
         meter = self.meter
         if meter is not None and not self._flushed:
             self._flushed = True
-            self._count_held()
+            if self._at_wall:  # what stands behind it is not what comes next
+                self.stop_delivery()
             # Half of a JSON document is not one that cannot be read: it has no end to be read at.
             rest = meter.finish() if self.ended or not meter.reads_at_end else b""
             self._note()
-            if self._client is not None:
+            if self._client is not None and self._delivers:
                 if self._last_read is not None:
                     self._client.write(*self._last_read)
                 if rest:
@@ -217,6 +231,7 @@ class Relay:
         self._stop_timer()
         self._head = head
         self.meter = self._make_meter(head)
+        self._is_coded = isinstance(self.meter, CodedMeter)
         self._notify()
 
     def on_body(self, payload: bytes, framed: bytes | None) -> None:
@@ -262,6 +277,11 @@ class Relay:
 
     # News of the client.
 
+    @property
+    def client_is_slow(self) -> bool:
+        """It has not taken yet what was written."""
+        return self._client_is_slow
+
     def on_client_lost(self) -> None:
         if self.client_lost:
             return
@@ -279,7 +299,7 @@ class Relay:
 
     def on_client_slow(self) -> None:
         self._client_is_slow = True
-        if self._connection is not None and not self.ended and self.error is None:
+        if self._delivers and self._connection is not None and not self.ended and self.error is None:
             self._connection.transport.pause_reading()
         self._watch_stall(self._client.unsent_bytes() if self._client else 0)
 
@@ -314,41 +334,52 @@ class Relay:
     def _forward(self, payload: bytes, framed: bytes | None) -> None:
         if self._allowance is None:
             self._pass(payload, framed)
-        elif self._at_wall or self.cut_by_quota:
+        elif self._at_wall:
             self._held.append(payload)
-        else:
+        elif self._delivers:
             self._pass_within(self._allowance, payload, framed)
+        else:
+            self._count_within(self._allowance, payload)
 
     def _pass_within(self, allowance: Allowance, payload: bytes, framed: bytes | None) -> None:
         """Forward up to the event that uses up the last granted token."""
-        # A token takes a byte at least: far from the wall a read cannot reach it.
-        if allowance.granted - self._spent > len(payload):
+        room = allowance.granted - self._spent
+        if room > len(payload) or self._is_coded or self._cannot_use_up(room, payload):
             self._pass(payload, framed)
-            if self._spent >= allowance.top_up_at:
-                allowance.top_up(self._spent)
+            if self._spent >= allowance.top_up_at and self._is_used_up(allowance):
+                self._stop_at_wall(b"")
             return
         for start, end in events_in(payload):
             whole = end - start == len(payload)
             self._pass(payload if whole else payload[start:end], framed if whole else None)
-            if self._spent >= allowance.top_up_at:
-                allowance.top_up(self._spent)
-            if self._spent >= allowance.granted and not self._is_complete:
+            if self._spent >= allowance.top_up_at and self._is_used_up(allowance):
                 self._stop_at_wall(payload[end:])
                 return
 
-    @property
-    def _spent(self) -> int:
-        """Output tokens so far: as the upstream counts them, else one per content event."""
-        reading, meter = self._reading, self.meter
-        if reading is not None and reading.usage.output_tokens is not None:
-            return reading.usage.output_tokens
-        return meter.content_events if meter is not None else 0
+    def _cannot_use_up(self, room: int, payload: bytes) -> bool:
+        """A read of many events cannot reach the wall, though a token takes a byte at least.
 
-    @property
-    def _is_complete(self) -> bool:
-        """The answer has come to its end by itself: there is nothing to cut."""
+        Where the first content told no running usage none will, and each event is one: those that end here have their
+        `data:` here, but for the one that began before.
+        """
         meter = self.meter
-        return meter is None or meter.finished or meter.done or meter.failed or meter.reads_at_end
+        return self._spent > 0 and meter is not None and not meter.has_usage and room > payload.count(b"data:") + 1
+
+    def _is_used_up(self, allowance: Allowance) -> bool:
+        """See to more, where the answer needs more; whether nothing of what is granted is left."""
+        meter = self.meter
+        if meter is None or meter.finished or meter.done or meter.failed or meter.reads_at_end:
+            return False  # it has come to its end by itself
+        allowance.top_up(self._spent)
+        return self._spent >= allowance.granted
+
+    def _count_within(self, allowance: Allowance, payload: bytes) -> None:
+        """Nobody gets it any more; but nobody may generate more than the quota either."""
+        self._count(payload)
+        if not self._drains_within_quota or self._spent < allowance.top_up_at:
+            return
+        if self._is_used_up(allowance) and allowance.exhausted is not None:
+            self._end_drain()
 
     def _stop_at_wall(self, rest: bytes) -> None:
         """All that is granted is delivered. Wait for more, if more may come."""
@@ -363,7 +394,7 @@ class Relay:
     def _on_allowance(self) -> None:
         """More was granted, or there will be no more."""
         allowance = self._allowance
-        if allowance is None or not self._at_wall:
+        if allowance is None or not self._at_wall or self.client_lost or self.cut_by_quota:
             return
         if self._spent < allowance.granted:
             self._at_wall = False
@@ -411,21 +442,24 @@ class Relay:
         meter = self.meter
         assert meter is not None
         out = meter.feed(payload)
-        if self.first_token_at is None and meter.content_events:
+        content_events = meter.content_events
+        if content_events and self.first_token_at is None:
             self.first_token_at = perf_counter()
             self.slot.first_token(self.first_token_at)
         # Count before forwarding: a killed process must not have given tokens away.
         if meter.has_usage or meter.finished or meter.failed:
             self._note()
         else:
-            self.slot.count(meter.content_events)
+            self._spent = content_events
+            self.slot.count(content_events)
         return out
 
     def _note(self) -> None:
         """Store everything that the meter knows in the slot."""
         meter = self.meter
         assert meter is not None
-        reading = self._reading = meter.usage_so_far()
+        reading = meter.usage_so_far()
+        self._spent = reading.usage.output_tokens or 0
         if not self._input_told and self._allowance is not None and reading.usage.input_tokens is not None:
             self._input_told = True
             self._allowance.input_is(reading.usage.input_tokens)

@@ -8,14 +8,14 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-_EVENT_END = re.compile(rb"\A[\r\n]+|\r\n\r\n|\n\n|\r\r")  # a blank line; or what a read began with, of one
+_BLANK_LINE = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n?|\n)")  # as in metering/sse.py
 
 
 class Allowance(Protocol):
     """How much output an exchange may deliver; `ledger.grants.Grant` is it."""
 
     granted: int  # output tokens, so far; UNBOUNDED: nothing ends the stream
-    top_up_at: int  # at so many, `top_up` wants to be called
+    top_up_at: int  # at so many, `top_up` wants to be called; never more than `granted`
     exhausted: str | None  # not None: `granted` is final, and the stream ends so: `stop` or `error`
     on_change: Callable[[], None] | None  # called in the loop when `granted` grew or `exhausted` was set
 
@@ -28,9 +28,16 @@ class Allowance(Protocol):
 
 def events_in(data: bytes) -> Iterator[tuple[int, int]]:
     """Where the events in a read begin and end; the last may be incomplete, and the first the rest of one."""
-    start = 0
-    for blank_line in _EVENT_END.finditer(data):
-        yield start, blank_line.end()
-        start = blank_line.end()
+    start = len(data) - len(data.lstrip(b"\r\n"))  # the rest of a blank line
+    if start:
+        yield 0, start
+    if b"\r" in data:
+        for blank_line in _BLANK_LINE.finditer(data, start):
+            yield start, blank_line.end()
+            start = blank_line.end()
+    else:  # nearly all streams, at a third of the time
+        while (blank := data.find(b"\n\n", start)) >= 0:
+            yield start, blank + 2
+            start = blank + 2
     if start < len(data):
         yield start, len(data)

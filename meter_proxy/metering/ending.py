@@ -22,11 +22,15 @@ def stopped(operation: Operation, sample: bytes, open_choices: Iterable[int], us
 
     `usage`: counts to report, because the client asked for them; None: it did not.
     """
-    frame = _frame(operation, sample)
+    first = _decoded(sample)
+    default = "chat.completion.chunk" if operation is Operation.CHAT else "text_completion"
+    frame = {"object": default, **{name: first[name] for name in _CARRIED_OVER if name in first}}
+    no_usage = {"usage": None} if first.get("usage", 0) is None else {}  # OpenAI: on each event but the last
     is_chat = operation is Operation.CHAT
     events = [
         {
             **frame,
+            **no_usage,
             "choices": [
                 {
                     "index": index,
@@ -55,14 +59,11 @@ def failed(message: str) -> bytes:
     return _event({"error": error}) + _DONE
 
 
-def _frame(operation: Operation, sample: bytes) -> dict[str, Any]:
-    """What all events of the stream have in common."""
+def _decoded(sample: bytes) -> dict[str, Any]:
     try:
-        event = msgspec.json.decode(sample, type=dict[str, Any])
+        return msgspec.json.decode(sample, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        event = {}
-    default = "chat.completion.chunk" if operation is Operation.CHAT else "text_completion"
-    return {"object": default, **{name: event[name] for name in _CARRIED_OVER if name in event}}
+        return {}
 
 
 def _event(data: dict[str, Any]) -> bytes:
