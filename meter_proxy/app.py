@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from meter_proxy.admin.app import STORE_IS_AWAY
+from meter_proxy.admin import readiness
 from meter_proxy.config.schema import Config
 from meter_proxy.gateway.deadline import HeadDeadline
 from meter_proxy.gateway.replies import error
@@ -29,13 +29,13 @@ async def serve_worker(
     index: int,
     sock: socket.socket,
     store_url: str,
-    ready: Callable[[Callable[[Config], None]], None],
+    ready: Callable[[Callable[[Config], Callable[[], None]]], None],
     stop: asyncio.Event,
 ) -> None:
     """Serve on `sock` until `stop` is set; then drain, settle, and return with the books closed.
 
     `store_url` is the store's real address (the embedded one's included); `ready` is called once
-    connections are accepted, with what takes a new configuration.
+    connections are accepted, with what takes a new configuration (`MeterProxy.prepare`).
     """
     installed = MeterProxy(config, index=index, workers=config.workers, store_url=store_url)
     runner = web.AppRunner(
@@ -47,7 +47,7 @@ async def serve_worker(
     await runner.setup()
     try:
         async with _listening(runner, sock, header_timeout_s=config.limits.header_timeout_s):
-            ready(installed.reload)
+            ready(installed.prepare)
             await stop.wait()
         # Before aiohttp closes connections: requests on those that are kept get their 503 meanwhile.
         await installed.drain()
@@ -115,14 +115,16 @@ async def _healthz(request: web.Request) -> web.Response:
 
 
 async def _readyz(request: web.Request) -> web.Response:
-    gateway = request.app[METER_PROXY].gateway
+    installed = request.app[METER_PROXY]
+    gateway = installed.gateway
+    is_away = not gateway.ledger.store_up
     states = (
         ("draining", gateway.draining),
         ("journal cannot write", not gateway.ledger.can_write),
-        (STORE_IS_AWAY, gateway.needs_store and not gateway.ledger.store_up),
+        (readiness.STORE_IS_AWAY, is_away and gateway.needs_store),
     )
-    reasons = [reason for reason, applies in states if applies]
-    return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+    notes = [installed.note_of_outage] if is_away and not gateway.needs_store else []
+    return readiness.answer([reason for reason, applies in states if applies], notes)
 
 
 @web.middleware

@@ -10,27 +10,34 @@ Our own server is built on just this.
 """
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
 from meter_proxy import __version__
+from meter_proxy.admin.readiness import note_of_outage
 from meter_proxy.config.load import load_config
 from meter_proxy.config.reload import refuse_fixed_changes
+from meter_proxy.config.rulebook import RuleBook
 from meter_proxy.config.schema import Config
 from meter_proxy.gateway.gateway import Gateway
+from meter_proxy.gateway.inbound import Inbound
 from meter_proxy.gateway.replies import preflight
 from meter_proxy.gateway.routes import METERED, MODELS, USAGE, Route
+from meter_proxy.gateway.upstream import UpstreamPool
 from meter_proxy.ledger import Ledger
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.exposition import CONTENT_TYPE
 from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics, WorkerStats
 from meter_proxy.telemetry.publish import published
-from meter_proxy.telemetry.servers import servers_of
+from meter_proxy.telemetry.quota_rules import WatchedRules
+from meter_proxy.telemetry.quota_watch import QuotaWatch
 from meter_proxy.telemetry.timed_store import TimedStore
 
 EMBEDDED = "embedded"
@@ -47,10 +54,13 @@ class MeterProxy:
         self.stats = WorkerStats()
         self.metrics: Metrics | None = None
         self.gateway: Gateway
+        self.note_of_outage = note_of_outage(config)  # for /readyz while Redis is away
+        self._quota_watch: QuotaWatch | None = None
 
     async def measured(self, app: web.Application) -> AsyncIterator[None]:
         """A `cleanup_ctx` around `running`: follow our own books for Prometheus, as the parent of `serve` does."""
-        self.metrics = Metrics(version=__version__, servers=servers_of(self.config.upstreams))
+        self.metrics = Metrics(version=__version__, servers={})
+        self.metrics.configured(self.config, time.time())
         self.config.state_dir.mkdir(parents=True, exist_ok=True)
         feed = RecordFeed(self.config.state_dir, self.metrics, workers=1)
         following = spawn(feed.run(), name="follow the records")
@@ -83,7 +93,7 @@ class MeterProxy:
             )
             await ledger.start()
             try:
-                async with published(self.stats, ledger):
+                async with published(self.stats, ledger), self._quotas_watched(ledger, url):
                     self.gateway = Gateway(config, ledger, self.stats)
                     yield
                     await self.gateway.drain(0.0)
@@ -93,14 +103,56 @@ class MeterProxy:
             if embedded is not None:
                 await asyncio.to_thread(embedded.stop)
 
+    @contextlib.asynccontextmanager
+    async def _quotas_watched(self, ledger: Ledger, store_url: str) -> AsyncIterator[None]:
+        """Within this block, the first worker reads for all how full the quotas are."""
+        if self.index != 0:
+            yield
+            return
+        from meter_proxy.ledger.store import open_store
+
+        store = open_store(store_url)  # its own: it waits for nobody, and nobody for it
+        self._quota_watch = watch = QuotaWatch(store, WatchedRules(self.config), ledger.now)
+        self.stats.watch_quotas(lambda: watch.news)
+
+        async def run() -> None:
+            try:
+                await watch.run()
+            finally:
+                await store.close()
+
+        watching = spawn(run(), name="watch the quotas")
+        try:
+            yield
+        finally:
+            watching.cancel()  # not waited for: the books come first
+
     def reload(self, config: Config) -> None:
         """Serve by `config` from now on: no stream is dropped, no counter reset. Call it while the application runs.
 
         Raises ConfigError, and changes nothing, where `config` differs in what a start decides: see `config/reload.py`.
         """
+        self.prepare(config)()
+
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """`reload` in two steps: this one may raise, and changes nothing; what it returns goes over to `config`."""
         refuse_fixed_changes(self.config, config)
+        # What `Gateway.reconfigure` will make, and may fail to: TLS contexts need their files.
+        Inbound(config)
+        RuleBook(config)
+        for name, upstream in config.upstreams.items():
+            UpstreamPool(name, upstream)
+        return partial(self._serve_by, config)
+
+    def _serve_by(self, config: Config) -> None:
         self.config = config
+        self.note_of_outage = note_of_outage(config)
         self.gateway.reconfigure(config)
+        self.stats.configured(config.upstreams)
+        if self._quota_watch is not None:
+            self._quota_watch.configure(WatchedRules(config))
+        if self.metrics is not None:
+            self.metrics.configured(config, time.time())
 
     async def drain(self, app: web.Application | None = None) -> None:
         """The application's `on_shutdown`: let what is in flight end, within `limits.drain_timeout`."""

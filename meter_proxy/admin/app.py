@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from meter_proxy.admin import readiness
 from meter_proxy.admin.guard import error, guard
 from meter_proxy.errors import ConfigError
 from meter_proxy.ledger.totals import parse_by, parse_since
@@ -24,7 +25,6 @@ from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics
 from meter_proxy.telemetry.records import MAX_RECENT
 
-STORE_IS_AWAY = "redis is away, and some rules are `when_down: closed`"  # why /readyz says no
 DEFAULT_LIMIT = 100
 DEFAULT_BY = "key,model,day"
 BATCH = 500  # records in one write: 300 KB, 0.1 ms
@@ -46,6 +46,9 @@ class Proxy(Protocol):
     def reasons_not_ready(self) -> list[str]:
         """Why no (or not every) request can be served; empty when ready."""
 
+    def notes_on_readiness(self) -> list[str]:
+        """What is not as it should be, though requests are served."""
+
     def worker_states(self) -> Sequence[WorkerState]:
         """Each worker, by its index."""
 
@@ -53,7 +56,7 @@ class Proxy(Protocol):
     def uptime_s(self) -> float:
         """Since when it runs."""
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read the configuration again and serve by it; `ConfigError`, and nothing changed, if it is not good."""
 
 
@@ -103,9 +106,8 @@ class Admin:
         return _json({"status": "ok"})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """Every worker accepts connections."""
-        reasons = self._proxy.reasons_not_ready()
-        return _json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+        """Every worker accepts connections, and no rule waits for Redis."""
+        return readiness.answer(self._proxy.reasons_not_ready(), self._proxy.notes_on_readiness())
 
     async def records(self, request: web.Request) -> web.StreamResponse:
         """The newest `limit` records of all workers, oldest first by settlement."""
@@ -145,7 +147,7 @@ class Admin:
     async def reload(self, request: web.Request) -> web.Response:
         """Read the configuration again."""
         try:
-            self._proxy.reload()
+            await self._proxy.reload()
         except ConfigError as exc:
             refusal = {"message": str(exc), "type": "invalid_request_error", "param": None, "code": "invalid_config"}
             return _json({"error": refusal, "faults": exc.faults}, status=422)

@@ -24,6 +24,13 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class Reload(StrEnum):
+    """Whether a changed configuration is served by itself."""
+
+    AUTO = "auto"
+    MANUAL = "manual"
+
+
 class LogFormat(StrEnum):
     """How log lines look; auto: text on a terminal, else JSON."""
 
@@ -48,6 +55,9 @@ def command(
     allow_anonymous: Annotated[
         bool, typer.Option("--allow-anonymous", help="Without keys, let callers of other machines in, too.")
     ] = False,
+    reload: Annotated[
+        Reload, typer.Option(help="auto: when CONFIG or a secret's file changes; manual: only when told to.")
+    ] = Reload.AUTO,
     log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.INFO,
     log_format: Annotated[LogFormat, typer.Option(help="How log lines look; auto: text on a terminal, else JSON.")] = (
         LogFormat.AUTO
@@ -55,7 +65,14 @@ def command(
 ) -> None:
     """Run the proxy. SIGTERM and Ctrl-C let open streams end first; SIGHUP reads CONFIG again."""
     options = Overrides(listen=listen, admin=admin, redis=redis, workers=workers, state_dir=state_dir)
-    settings = _settings(config, upstream, options, allow_anonymous=allow_anonymous)
+    source = None
+    if config is not None and upstream is None:
+        source = ConfigSource(
+            config, lambda: _settings(config, None, options, allow_anonymous=allow_anonymous), os.environ
+        )
+        settings = source.load()
+    else:
+        settings = _settings(config, upstream, options, allow_anonymous=allow_anonymous)
     logs.set_up(level=log_level, format=log_format)
     for line in not_yet_enforced(settings):
         print(f"meter-proxy: note: {line}", file=sys.stderr)
@@ -64,10 +81,13 @@ def command(
     from meter_proxy.app import serve_worker
     from meter_proxy.workers import serve
 
-    source = None
-    if config is not None:
-        source = ConfigSource(config, lambda: _settings(config, None, options, allow_anonymous=allow_anonymous))
-    serve(settings, serve_worker, say=lambda line: print(line, flush=True), source=source)
+    serve(
+        settings,
+        serve_worker,
+        say=lambda line: print(line, flush=True),
+        source=source,
+        watch=reload is Reload.AUTO,
+    )
 
 
 def _settings(config: Path | None, upstream: str | None, options: Overrides, *, allow_anonymous: bool) -> Config:

@@ -10,17 +10,19 @@ Counters begin at 0 with the process that holds them, and never decrease.
 
 import secrets
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
+from meter_proxy.config.schema import Config
 from meter_proxy.ledger.journal import JournalRecord
 from meter_proxy.ledger.labels import OTHER
 from meter_proxy.quota.charge import KEY_HOLDER, Unit
 from meter_proxy.telemetry.exposition import Counter, Distribution, Family, Gauge, Histogram
 from meter_proxy.telemetry.quota_gauges import QuotaGauges, QuotaState
-from meter_proxy.telemetry.servers import UNKNOWN_SERVER, Server
+from meter_proxy.telemetry.quota_rules import WatchedRules
+from meter_proxy.telemetry.servers import UNKNOWN_SERVER, Server, servers_of
 from meter_proxy.usage import Operation, Outcome
 
 # The buckets that OpenTelemetry's conventions for model servers prescribe, in seconds:
@@ -85,6 +87,8 @@ class WorkerStats:
         self._disconnected: Tally[tuple[str, str]] = Tally()
         self._inflight: dict[str, int] = {}  # by the name asked for; its label may change while it runs
         self._upstreams_up: dict[str, bool] = {}
+        self._upstreams: Collection[str] | None = None  # None: all that are tried are shown
+        self._quota_news: Callable[[], list[QuotaState]] = list
         self._distributions = {stage: Distribution(OVERHEAD_BOUNDS_S) for stage in ("request", "first_byte", "chunk")}
         self._distributions["sync"] = Distribution(SYNC_BOUNDS_S)
 
@@ -92,6 +96,14 @@ class WorkerStats:
         """Show the state of this ledger from now on; `label` decides under which name a model is counted."""
         self._ledger = ledger
         self._label = label
+
+    def configured(self, upstreams: Collection[str]) -> None:
+        """Show no other upstreams from now on: one that is gone is not down."""
+        self._upstreams = frozenset(upstreams)
+
+    def watch_quotas(self, news: Callable[[], list[QuotaState]]) -> None:
+        """Show also what `news` tells of quotas."""
+        self._quota_news = news
 
     def refused(self, key: str, model: str, operation: Operation, code: int) -> None:
         """We answered a request with `code` without admitting it. Before authentication, `key` is `unknown`."""
@@ -145,11 +157,18 @@ class WorkerStats:
             disconnected=[(*labels, count) for labels, count in self._disconnected.items()],
             distributions={name: (list(one.counts), one.sum) for name, one in self._distributions.items()},
             inflight=dict(inflight),
-            upstreams_up=dict(self._upstreams_up),
+            upstreams_up={
+                name: up
+                for name, up in self._upstreams_up.items()
+                if self._upstreams is None or name in self._upstreams
+            },
             store_up=ledger.store_up if ledger is not None else False,
             unsynced=ledger.unsynced if ledger is not None else 0,
             regressions=ledger.regressions if ledger is not None else 0,
-            quotas=[QuotaState(*state) for state in ledger.quota_states] if ledger is not None else [],
+            quotas=[
+                *self._quota_news(),
+                *([QuotaState(*state) for state in ledger.quota_states] if ledger is not None else []),
+            ],
         )
 
 
@@ -238,9 +257,10 @@ class Metrics:
         self.draining.set(0)
         self._gauge_workers()
 
-    def configured(self, servers: Mapping[str, Server]) -> None:
-        """The configuration has changed: upstream name -> where it is now."""
-        self._servers = servers
+    def configured(self, config: Config, now: float) -> None:
+        """By this configuration is served from `now` on (Unix seconds)."""
+        self._servers = servers_of(config.upstreams)
+        self.quotas.configure(WatchedRules(config), now)
 
     @property
     def families(self) -> list[Family]:
@@ -317,6 +337,11 @@ class Metrics:
         """A worker is gone: nothing of it is in flight any more. What it counted stays."""
         self._alive.discard(worker)
         self._gauge_workers()
+
+    @property
+    def store_is_away(self) -> bool:
+        """Whether some worker says that it does not reach the store. One that has not spoken yet says nothing."""
+        return any(not self._snapshots[worker].store_up for worker in self._alive)
 
     def _gauge_workers(self) -> None:
         alive = [self._snapshots[worker] for worker in self._alive]

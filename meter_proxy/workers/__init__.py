@@ -3,6 +3,8 @@
     listening.py    the sockets: one per worker on the shared port, or "address already in use"
     supervisor.py   the parent: forks, replaces, drains, ends; the embedded store; the admin listener
     child.py        a worker's process, from its fork to its `os._exit`
+    line.py         what the two say to each other
+    rollout.py      another configuration: all workers go over to it, or none
 
 The parent takes no traffic. Its direct children are the workers and the embedded store, nothing else. It has one
 thread and keeps it that way: a fork copies only the thread that calls it, and the locks of all.
@@ -33,11 +35,16 @@ __all__ = ["ServeWorker", "Supervisor", "serve"]
 
 
 def serve(
-    config: Config, serve_worker: ServeWorker, *, say: Callable[[str], None], source: ConfigSource | None = None
+    config: Config,
+    serve_worker: ServeWorker,
+    *,
+    say: Callable[[str], None],
+    source: ConfigSource | None = None,
+    watch: bool = True,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. Raises `CannotStart`, and leaves nothing behind.
 
-    `say` gets the one line with both addresses once connections are accepted. `source`: see `Supervisor`.
+    `say` gets the one line with both addresses once connections are accepted. `source`, `watch`: see `Supervisor`.
     """
     lock = DirectoryLock(config.state_dir)
     try:
@@ -49,7 +56,8 @@ def serve(
                     store.start()
                 url = store.url if store is not None else config.redis.url
                 asyncio.run(check_store(url))  # in a loop of its own: it may leave threads, closing the loop ends them
-                asyncio.run(Supervisor(config, serve_worker, listeners, store, url, say, source).run())
+                supervisor = Supervisor(config, serve_worker, listeners, store, url, say, source, watch)
+                asyncio.run(supervisor.run())
             finally:
                 if store is not None:
                     store.stop()  # last: until then workers bring their books there

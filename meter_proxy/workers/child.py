@@ -8,16 +8,17 @@ import asyncio
 import ctypes
 import logging
 import os
-import pickle
 import signal
 import socket
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeAlias
 
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import MeterProxyError
+from meter_proxy.workers import line
+from meter_proxy.workers.line import Prepare, unpacked
 
 try:
     import uvloop  # here, not after the fork: a replaced worker is wanted at once
@@ -26,17 +27,16 @@ except ImportError:
 else:
     new_event_loop = uvloop.new_event_loop
 
-READY = b"ready\n"
-LEAVING = b"leaving\n"  # told to end: takes no new connections
-CANNOT_START = b"cannot start: "  # and why, up to the end of the line
-
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 ORPHAN_S = 0.9  # when the parent is gone: settle, and be gone within a second
-_LENGTH_BYTES = 8
 HURRY_AGAIN_S = 0.1  # a cancelled worker drains first; cancelled again, it does not
 
 _libc = ctypes.CDLL(None)  # here, not after the fork
 _log = logging.getLogger("meter_proxy.workers")
+
+
+# Makes everything that a new configuration needs, and may raise; what it returns goes over to it, and may not.
+PrepareConfig: TypeAlias = Callable[[Config], Callable[[], None]]
 
 
 class ServeWorker(Protocol):
@@ -49,12 +49,12 @@ class ServeWorker(Protocol):
         index: int,
         sock: socket.socket,
         store_url: str,
-        ready: Callable[[Callable[[Config], None]], None],
+        ready: Callable[[PrepareConfig], None],
         stop: asyncio.Event,
     ) -> None:
         """Serve on `sock` until `stop` is set; then drain, settle and return.
 
-        Calls `ready`, with what takes a new configuration, when connections are accepted.
+        Calls `ready`, with what takes new configurations, when connections are accepted.
 
         Cancelled: the same in a hurry. Raises `MeterProxyError` when it cannot start.
         """
@@ -72,8 +72,7 @@ def run(
 ) -> NoReturn:
     """Be worker `index`. Call it right after the fork, with `signals` blocked; it never returns.
 
-    `control` is the line to the parent: says `READY` and the like, and brings new configurations; its end is the
-    parent's end.
+    `control` is the line to the parent, see line.py; its end is the parent's end.
     """
     code = 1
     try:
@@ -86,7 +85,7 @@ def run(
     except asyncio.CancelledError:
         code = 0
     except MeterProxyError as exc:
-        control.send(CANNOT_START + str(exc).replace("\n", "; ").encode() + b"\n")
+        control.send(line.CANNOT_START + _in_one_line(exc))
     except BaseException:
         _log.exception("worker %d failed", index)
     finally:
@@ -152,7 +151,7 @@ async def _serve(
         if stop.is_set():
             hurry()
         stop.set()
-        tell(LEAVING)
+        tell(line.LEAVING + b"\n")
 
     def hurry() -> None:
         serving.cancel()
@@ -163,7 +162,8 @@ async def _serve(
         _be_gone_within(ORPHAN_S)
         hurry()
 
-    reload: Callable[[Config], None] | None = None
+    prepare: PrepareConfig | None = None
+    prepared: tuple[int, Callable[[], None]] | None = None
     received = bytearray()
 
     def listen_to_parent() -> None:
@@ -177,17 +177,31 @@ async def _serve(
             parent_is_gone()
             return
         received.extend(data)
-        take_configs()
+        take_messages()
 
-    def take_configs() -> None:
-        while reload is not None and (sent := unpacked(received)) is not None:
-            reload(sent)
+    def take_messages() -> None:
+        nonlocal prepared
+        while prepare is not None and (message := unpacked(received)) is not None:
+            number = b"%d" % message.number
+            if isinstance(message, Prepare):
+                prepared = None
+                try:
+                    prepared = message.number, prepare(message.config)
+                except Exception as exc:
+                    _log.exception("worker %d cannot serve by another configuration", index)
+                    tell(line.REFUSED + number + b" " + _in_one_line(exc))
+                else:
+                    tell(line.PREPARED + number + b"\n")
+            elif prepared is not None and prepared[0] == message.number:
+                prepared[1]()
+                prepared = None
+                tell(line.SERVING + number + b"\n")
 
-    def is_ready(take_config: Callable[[Config], None]) -> None:
-        nonlocal reload
-        reload = take_config
-        take_configs()  # one may have been sent while we started
-        tell(READY)
+    def is_ready(prepare_config: PrepareConfig) -> None:
+        nonlocal prepare
+        prepare = prepare_config
+        take_messages()  # some may have come while we started
+        tell(line.READY + b"\n")
 
     control.setblocking(False)
     loop.add_signal_handler(signal.SIGTERM, leave)
@@ -196,17 +210,5 @@ async def _serve(
     await serve_worker(config, index=index, sock=sock, store_url=store_url, ready=is_ready, stop=stop)
 
 
-def packed(config: Config) -> bytes:
-    """A configuration on its way to a worker: its length, and a pickle; both ends are this very program."""
-    data = pickle.dumps(config)
-    return len(data).to_bytes(_LENGTH_BYTES, "big") + data
-
-
-def unpacked(received: bytearray) -> Config | None:
-    """Take one configuration from what has been received; None while it is not whole."""
-    length = int.from_bytes(received[:_LENGTH_BYTES], "big")
-    if len(received) < _LENGTH_BYTES or len(received) < _LENGTH_BYTES + length:
-        return None
-    config: Config = pickle.loads(bytes(received[_LENGTH_BYTES : _LENGTH_BYTES + length]))
-    del received[: _LENGTH_BYTES + length]
-    return config
+def _in_one_line(exc: Exception) -> bytes:
+    return (str(exc) or type(exc).__name__).replace("\n", "; ").encode(errors="replace") + b"\n"

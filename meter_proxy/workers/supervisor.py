@@ -11,13 +11,15 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
 from meter_proxy import __version__
-from meter_proxy.admin.app import STORE_IS_AWAY, WorkerState, build
+from meter_proxy.admin.app import WorkerState, build
+from meter_proxy.admin.readiness import STORE_IS_AWAY, note_of_outage
 from meter_proxy.config.reload import ConfigSource, refuse_fixed_changes
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import CannotStart, ConfigError
@@ -25,10 +27,11 @@ from meter_proxy.ledger.embedded import EmbeddedStore
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics
-from meter_proxy.telemetry.servers import servers_of
-from meter_proxy.workers import child
+from meter_proxy.workers import child, line
 from meter_proxy.workers.child import ServeWorker
+from meter_proxy.workers.line import Line
 from meter_proxy.workers.listening import Listeners
+from meter_proxy.workers.rollout import Rollout
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 10.0
@@ -53,7 +56,7 @@ class Worker:
     def __init__(self, index: int) -> None:
         self.index = index
         self.pid: int | None = None
-        self.control: socket.socket | None = None
+        self.line: Line | None = None
         self.state = "starting"  # starting, ready, leaving; waiting: for its next start; gone
         self.was_ready = False  # this process, at some time
         self.last_words = ""
@@ -78,20 +81,21 @@ class Supervisor:
         store_url: str,
         say: Callable[[str], None],
         source: ConfigSource | None = None,
+        watch: bool = True,
     ) -> None:
         """`listeners` are open, `store` (if embedded) runs; both stay the caller's to close.
 
-        `source`: where the configuration came from, to read it again; None where it was no file.
+        `source`: where the configuration came from, to read it again; None where it was no file. `watch`: reload by
+        itself when that changes.
         """
-        self._config = config
         self._serve_worker = serve_worker
         self._listeners = listeners
         self._store = store
         self._store_url = store_url
-        self._needs_store = config.needs_store
         self._say = say
         self._workers = [Worker(index) for index in range(config.workers)]
-        self._metrics = Metrics(version=__version__, servers=servers_of(config.upstreams))
+        self._metrics = Metrics(version=__version__, servers={})
+        self._serves_by(config)
         self._feed: RecordFeed
         self._loop: asyncio.AbstractEventLoop
         self._began_at = 0.0
@@ -99,7 +103,10 @@ class Supervisor:
         self._stopping = False
         self._failure: CannotStart | None = None
         self._source = source
-        self._sending: asyncio.Task[None] | None = None
+        self._watch = watch
+        self._reloading = asyncio.Lock()
+        self._rollout: Rollout | None = None
+        self._configs = 0  # so many were tried since the start: the number of the last one
         self._over = asyncio.Event()  # no worker is left
 
     # What the admin listener asks.
@@ -114,9 +121,13 @@ class Supervisor:
         if self._stopping:
             return ["draining"]
         reasons = [f"worker {worker.index} is {worker.state}" for worker in self._workers if worker.state != "ready"]
-        if not reasons and self._needs_store and not self._metrics.redis_up.values.get((), 1):
+        if not reasons and self._needs_store and self._metrics.store_is_away:
             reasons.append(STORE_IS_AWAY)
         return reasons
+
+    def notes_on_readiness(self) -> list[str]:
+        """What is not as it should be, though requests are served."""
+        return [self._note_of_outage] if self._metrics.store_is_away and not self._needs_store else []
 
     def worker_states(self) -> list[WorkerState]:
         """Each worker as it is now."""
@@ -135,7 +146,7 @@ class Supervisor:
         self._loop.add_signal_handler(signal.SIGCHLD, self._look_after_children)
         async with self._admin():
             following = spawn(self._feed.run(), name="follow the records")
-            watching = spawn(self._watch_file(), name="watch the configuration")
+            watching = spawn(self._watch_source(), name="watch the configuration")
             for worker in self._workers:
                 self._loop.call_soon(self._start, worker)
             await self._over.wait()
@@ -192,35 +203,43 @@ class Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             theirs.close()
-        ours.setblocking(False)
-        worker.pid, worker.control = pid, ours
+        worker.pid, worker.line = pid, Line(ours, self._loop)
         self._loop.add_reader(ours, self._listen_to, worker)
 
     def _listen_to(self, worker: Worker) -> None:
         """Take in what a worker says of itself."""
-        assert worker.control is not None
-        try:
-            words = worker.control.recv(4096)
-        except BlockingIOError:
-            return
-        except OSError:
-            words = b""
-        if not words:
+        assert worker.line is not None
+        said = worker.line.receive()
+        for words in said or ():
+            self._heard(worker, worker.line, words)
+        if said is None:
             self._hang_up(worker)
-        for line in words.splitlines(keepends=True):
-            if line == child.READY:
-                self._is_ready(worker)
-            elif line == child.LEAVING:
-                worker.state = "leaving"
-                self._listeners.close(worker.index)  # else connections would wait in its queue for nobody
-            elif line.startswith(child.CANNOT_START):
-                worker.last_words = line.removeprefix(child.CANNOT_START).decode(errors="replace").strip()
+
+    def _heard(self, worker: Worker, its_line: Line, words: bytes) -> None:
+        rollout = self._rollout
+        if words == line.READY:
+            self._is_ready(worker)
+        elif words == line.LEAVING:
+            worker.state = "leaving"
+            self._listeners.close(worker.index)  # else connections would wait in its queue for nobody
+        elif words.startswith(line.CANNOT_START):
+            worker.last_words = words.removeprefix(line.CANNOT_START).decode(errors="replace").strip()
+        elif rollout is None:
+            pass  # too late: a reload has given up waiting for this
+        elif words.startswith(line.PREPARED):
+            rollout.prepared(its_line, int(words.removeprefix(line.PREPARED)))
+        elif words.startswith(line.SERVING):
+            rollout.serves(its_line, int(words.removeprefix(line.SERVING)))
+        elif words.startswith(line.REFUSED):
+            number, _, why = words.removeprefix(line.REFUSED).partition(b" ")
+            rollout.refused(its_line, int(number), why.decode(errors="replace"))
 
     def _hang_up(self, worker: Worker) -> None:
-        if worker.control is not None:
-            self._loop.remove_reader(worker.control)
-            worker.control.close()
-            worker.control = None
+        if worker.line is not None:
+            worker.line.close()
+            if self._rollout is not None:
+                self._rollout.gone(worker.line)
+            worker.line = None
 
     def _is_ready(self, worker: Worker) -> None:
         worker.state, worker.was_ready, worker.failures = "ready", True, 0
@@ -239,7 +258,7 @@ class Supervisor:
         self._keep_store()
 
     def _has_died(self, worker: Worker, code: int) -> None:
-        if worker.control is not None:
+        if worker.line is not None:
             self._listen_to(worker)  # its last words
             self._hang_up(worker)
         pid, worker.pid = worker.pid, None
@@ -314,52 +333,66 @@ class Supervisor:
 
     # Another configuration.
 
-    def reload(self) -> None:
-        """Read the configuration again, and serve by it; `ConfigError`, and nothing changed, if it is not good."""
+    async def reload(self) -> None:
+        """Read the configuration again, and serve by it; `ConfigError`, and nothing changed, if it is not good.
+
+        When it returns, all workers serve by it.
+        """
         if self._source is None:
             raise ConfigError(["there is no configuration file to read again: the proxy was started with --upstream"])
+        async with self._reloading:
+            try:
+                config = self._source.load()
+                refuse_fixed_changes(self._config, config)
+                await self._roll_out(config)
+            except ConfigError as exc:
+                self._metrics.config_reload.set(0)
+                for fault in exc.faults:
+                    _log.error("the configuration is not reloaded: %s", fault)
+                raise
+            self._metrics.config_reload.set(1)
+            _log.info("the configuration is reloaded")
+
+    async def _roll_out(self, config: Config) -> None:
+        """Serve by `config` in all workers, or raise ConfigError and do so in none."""
+        if self._stopping:
+            raise ConfigError(["the proxy is about to end"])
+        self._configs += 1
+        began_with = {
+            worker.line: f"worker {worker.index}"
+            for worker in self._workers
+            if worker.line is not None and worker.state != "leaving"
+        }
+        self._rollout = rollout = Rollout(self._configs, config, [(name, one) for one, name in began_with.items()])
         try:
-            config = self._source.load()
-            refuse_fixed_changes(self._config, config)
-        except ConfigError as exc:
-            self._metrics.config_reload.set(0)
-            for fault in exc.faults:
-                _log.error("the configuration is not reloaded: %s", fault)
-            raise
-        self._config = config
+            await rollout.prepare()
+            self._serves_by(config)
+            lines = [worker.line for worker in self._workers if worker.line is not None]
+            late = await rollout.commit(born_meanwhile=[one for one in lines if one not in began_with])
+        finally:
+            self._rollout = None
+        for name in late:
+            _log.warning("%s is busy: it goes over to the new configuration as soon as it can", name)
+
+    def _serves_by(self, config: Config) -> None:
+        self._config = config  # of the workers that start from now on
         self._needs_store = config.needs_store
-        self._metrics.configured(servers_of(config.upstreams))
-        data = child.packed(config)
-        former = self._sending
-        self._sending = spawn(self._send_config(data, former), name="send the configuration")
-        self._metrics.config_reload.set(1)
-        _log.info("the configuration is reloaded")
+        self._note_of_outage = note_of_outage(config)
+        self._metrics.configured(config, time.time())
+
+    async def _reload_unasked(self) -> None:
+        with contextlib.suppress(ConfigError):  # it is in the log
+            await self.reload()
 
     def _reload_at_signal(self) -> None:
-        with contextlib.suppress(ConfigError):  # it is in the log
-            self.reload()
+        spawn(self._reload_unasked(), name="reload at SIGHUP")
 
-    async def _send_config(self, data: bytes, former: asyncio.Task[None] | None) -> None:
-        """To each worker that runs; one that starts from now on begins with it."""
-        if former is not None:
-            await asyncio.wait([former])
-        for worker in self._workers:
-            if worker.control is not None:
-                with contextlib.suppress(OSError):  # it has just died: its successor knows
-                    await self._loop.sock_sendall(worker.control, data)
-
-    async def _watch_file(self) -> None:
-        """Reload when the file has changed, and stays as it is for one look."""
-        if self._source is None:
-            return
-        loaded = seen = self._source.signature()
-        while True:
+    async def _watch_source(self) -> None:
+        """Reload when the configuration has changed, and stays as it is for one look."""
+        while self._source is not None and self._watch:
             await asyncio.sleep(WATCH_S)
-            now = self._source.signature()
-            if now != loaded and now == seen and now is not None:
-                loaded = now
-                self._reload_at_signal()
-            seen = now
+            if not self._reloading.locked() and self._source.has_changed():
+                await self._reload_unasked()
 
     def _kill(self) -> None:
         """End workers that do not end by themselves."""

@@ -12,41 +12,44 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from meter_proxy.config.load import config_for_upstream
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import CannotStart
 from meter_proxy.telemetry import logs
 from meter_proxy.workers import serve, supervisor
-from meter_proxy.workers.child import ServeWorker
+from meter_proxy.workers.child import PrepareConfig, ServeWorker
+
+Ready: TypeAlias = Callable[[PrepareConfig], None]
 
 
-def dies_before_ready(ready: Callable[[Callable[[Config], None]], None]) -> None:
+def dies_before_ready(ready: Ready) -> None:
     """A bug at start-up."""
     os._exit(7)
 
 
-def cannot_start(ready: Callable[[Callable[[Config], None]], None]) -> None:
+def cannot_start(ready: Ready) -> None:
     """It says why."""
     raise CannotStart("the moon is\nnot full")
 
 
-def dies_when_ready(ready: Callable[[Callable[[Config], None]], None]) -> None:
+def dies_when_ready(ready: Ready) -> None:
     """A crash loop."""
-    ready(lambda config: None)
+    ready(lambda config: lambda: None)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hangs(ready: Callable[[Callable[[Config], None]], None]) -> None:
+def hangs(ready: Ready) -> None:
     """Its event loop stands still: no signal reaches it but SIGKILL."""
-    ready(lambda config: None)
+    ready(lambda config: lambda: None)
     time.sleep(600)
 
 
 HARMS = {harm.__name__: harm for harm in (dies_before_ready, cannot_start, dies_when_ready, hangs)}
 
 
-def worker_with(harm: Callable[[Callable[[Callable[[Config], None]], None]], None]) -> ServeWorker:
+def worker_with(harm: Callable[[Ready], None]) -> ServeWorker:
     """A worker that does `harm`."""
 
     async def serve_worker(
@@ -55,7 +58,7 @@ def worker_with(harm: Callable[[Callable[[Callable[[Config], None]], None]], Non
         index: int,
         sock: socket.socket,
         store_url: str,
-        ready: Callable[[Callable[[Config], None]], None],
+        ready: Ready,
         stop: asyncio.Event,
     ) -> None:
         print("started", file=sys.stderr, flush=True)

@@ -25,6 +25,7 @@ class FakeProxy:
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
+        self.notes: list[str] = []
         self.faults: list[str] = []
         self.uptime_s = 12.5
 
@@ -32,11 +33,15 @@ class FakeProxy:
         """What the test put there."""
         return self.reasons
 
+    def notes_on_readiness(self) -> list[str]:
+        """What the test put there."""
+        return self.notes
+
     def worker_states(self) -> Sequence[WorkerState]:
         """One."""
         return [WorkerState(index=0, pid=4711, state="ready", restarts=2)]
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """As good as the test says."""
         if self.faults:
             raise ConfigError(self.faults)
@@ -174,7 +179,9 @@ async def test_metrics_are_prometheus_text(client: TestClient[Any, Any], metrics
 async def test_health_and_readiness(client: TestClient[Any, Any], proxy: FakeProxy) -> None:
     """Not ready is a 503 that says why; alive it is all the same."""
     assert await get(client, "/readyz") == {"ready": True, "reasons": []}
-    proxy.reasons = ["draining"]
+    proxy.notes = ["redis is away: bounded"]
+    assert await get(client, "/readyz") == {"ready": True, "reasons": ["redis is away: bounded"]}
+    proxy.reasons, proxy.notes = ["draining"], []
     assert await get(client, "/readyz", 503) == {"ready": False, "reasons": ["draining"]}
     assert await get(client, "/healthz") == {"status": "ok"}
 

@@ -10,6 +10,8 @@ from aiohttp.typedefs import Handler
 
 import meter_proxy
 from meter_proxy.config.load import load_config
+from meter_proxy.config.schema import Config
+from meter_proxy.errors import ConfigError
 from meter_proxy.plugin import MeterProxy, install
 from meter_proxy.usage import Basis, Outcome
 from tests.support import answers
@@ -128,3 +130,52 @@ async def test_setup_takes_a_yaml_and_starts_the_embedded_store(
                 return b'meter_proxy_tokens_total{key="alice",model="m",operation="chat",type="output"} 2' in shown
 
             await until_async(counted, "the exchange in the application's own /metrics")
+
+
+async def test_a_reload_takes_effect_at_once_or_not_at_all(
+    tmp_path: Path, shared_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys, models and metrics go over together; what fails on the way leaves all as it was."""
+
+    def config(directory: str, **members: object) -> Config:
+        (tmp_path / directory).mkdir()
+        keys = [{"id": directory, "secret": {"env": "ALICE_KEY"}, "quotas": [{"requests": 9, "per": "day"}]}]
+        document = {"keys": keys, "state_dir": str(tmp_path / "state"), "listen": "127.0.0.1:1", **members}
+        return load_config(
+            write_config(tmp_path / directory, basic_config("http://127.0.0.1:9/v1", tmp_path, **document)), ENVIRONMENT
+        )
+
+    same = {"admin": "127.0.0.1:2"}
+    app = web.Application()
+    installed = MeterProxy(config("alice", **same), store_url=shared_store)
+    app.cleanup_ctx.append(installed.measured)
+    install(app, installed)
+
+    def state() -> tuple[object, ...]:
+        metrics = installed.metrics
+        assert metrics is not None
+        gateway = installed.gateway
+        limited = {key for key, _, _ in metrics.quotas.limit.values}
+        return installed.config, gateway.config, set(gateway.pools), limited
+
+    async with serving(app):
+        before = state()
+        assert before[3] == {"alice"}
+        with pytest.raises(ConfigError, match=r"^workers cannot be changed"):
+            installed.reload(config("moved", workers=2, **same))
+        assert state() == before
+
+        def no_files_left() -> None:
+            raise OSError("too many open files")
+
+        tls = {"plain": {"base_url": "http://127.0.0.1:9/v1"}, "tls": {"base_url": "https://127.0.0.1:9/v1"}}
+        good = config("bob", upstreams=tls, models={"*": {"upstream": ["plain", "tls"]}}, **same)
+        with monkeypatch.context() as patched:
+            patched.setattr("ssl.create_default_context", no_files_left)
+            with pytest.raises(OSError, match="too many open files"):
+                installed.reload(good)
+        assert state() == before
+        installed.reload(good)
+        after = state()
+        assert after[:2] == (good, good)
+        assert after[3] == {"bob"}

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from meter_proxy.quota.charge import Unit
 from meter_proxy.telemetry.exposition import Counter
-from meter_proxy.telemetry.metrics import Metrics, WorkerStats
+from meter_proxy.telemetry.metrics import Metrics, Snapshot, WorkerStats
 from meter_proxy.telemetry.servers import Server
 from meter_proxy.usage import Basis, Operation, Outcome
 from tests.unit.telemetry.journal_records import journal_record
@@ -393,3 +393,34 @@ def test_a_stream_that_a_quota_ended_is_counted_under_its_rule() -> None:
     for cut_by in ("k/daily", "a/monthly", "a/monthly", None):
         metrics.count(journal_record(key="alice", account="team", cut_by=cut_by))
     assert metrics.quota_cutoffs.values == {("alice", "daily"): 1, ("account:team", "monthly"): 2}
+
+
+def test_refusals_by_a_quota_are_counted_once(metrics: Metrics, stats: WorkerStats) -> None:
+    """What a worker repeats is no news."""
+    stats.quota_rejected("alice", "daily")
+    metrics.absorb("w0", stats.snapshot())
+    stats.quota_rejected("account:acme", "pool")
+    stats.quota_rejected("alice", "daily")
+    for _ in range(2):
+        metrics.absorb("w0", stats.snapshot())
+    assert values_of(metrics.quota_rejections) == {("alice", "daily"): 2, ("account:acme", "pool"): 1}
+
+
+def test_the_store_is_away_when_a_worker_says_so(metrics: Metrics) -> None:
+    """Not while nobody has said anything yet, nor for a worker that is gone."""
+    said = [metrics.store_is_away]
+    for worker, store_up in (("w0", True), ("w1", False)):
+        metrics.absorb(worker, Snapshot(incarnation=worker, store_up=store_up))
+        said.append(metrics.store_is_away)
+    metrics.forget("w1")
+    assert [*said, metrics.store_is_away] == [False, False, True, False]
+
+
+def test_an_upstream_that_is_not_configured_any_more_is_not_down(metrics: Metrics, stats: WorkerStats) -> None:
+    """Else an alert would never end; also if an exchange from before the reload tries it once more."""
+    for name in ("local", "old"):
+        stats.upstream_answers(name, False)
+    stats.configured(["local"])
+    stats.upstream_answers("old", False)
+    metrics.absorb("w0", stats.snapshot())
+    assert metrics.upstream_up.values == {("local",): 0}
