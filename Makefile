@@ -10,7 +10,7 @@ NODE_DIR := tests/e2e/node
 # Debian packages that the tests use, and one command of each that shows it is there.
 TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl
 
-.PHONY: help demo run test check soak format clean
+.PHONY: help demo run test check soak bench bench-check bench-record format clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -38,6 +38,16 @@ soak: $(VENV)/.dev debian
 	$(BIN)/python -m tests.soak.chaos --faults redis --rounds 100
 	$(BIN)/python -m tests.soak.chaos --faults workers,redis,network,hang-ups --exchanges 100000
 	$(BIN)/python -m tests.soak.races all --rounds 20
+
+# Proxies side by side; ARGS='--help' says what there is. The gate compares with tests/bench/recorded.json.
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.bench.compare $(ARGS)
+
+bench-check: $(VENV)/.dev
+	$(BIN)/python -m tests.bench.check $(ARGS)
+
+bench-record: $(VENV)/.dev
+	$(BIN)/python -m tests.bench.check --record $(ARGS)
 
 format:
 	$(BIN)/ruff format .
