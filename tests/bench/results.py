@@ -86,7 +86,9 @@ def line(run: Run) -> str:
     if run.cpu_us is not None and run.core is not None:
         parts.append(f"{run.cpu_us:9.2f} us CPU per {unit} ({run.core:.0%} of a core)")
     if run.kib_per_stream is not None:
-        parts.append(f"{run.kib_per_stream:.1f} KiB per stream, {run.streams} open, {run.dropped} dropped")
+        parts.append(
+            f"{run.kib_per_stream:.1f} KiB per stream, {run.streams} open, {run.not_opened} not, {run.dropped} dropped"
+        )
     if run.first_p50_us is not None:
         parts.append(f"first {run.first_p50_us:,.0f}/{run.first_p99_us:,.0f} us")
     if run.delay_p50_us is not None:
