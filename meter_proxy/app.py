@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 from meter_proxy.admin import readiness
 from meter_proxy.config.schema import Config
 from meter_proxy.gateway.deadline import HeadDeadline
+from meter_proxy.gateway.front import FrontDoor
 from meter_proxy.gateway.replies import error
 from meter_proxy.plugin import METER_PROXY, MeterProxy, install
 
@@ -46,23 +47,35 @@ async def serve_worker(
     )
     await runner.setup()
     try:
-        async with _listening(runner, sock, header_timeout_s=config.limits.header_timeout_s):
+        door = front_door(runner, installed)
+        async with listening(door, sock):
             ready(installed.prepare)
             await stop.wait()
-        # Before aiohttp closes connections: requests on those that are kept get their 503 meanwhile.
+        # Before connections are closed: requests on those that are kept get their 503 meanwhile.
         await installed.drain()
+        door.close()
     finally:
         await runner.cleanup()
 
 
 @contextlib.asynccontextmanager
-async def _listening(runner: web.AppRunner, sock: socket.socket, *, header_timeout_s: float) -> AsyncIterator[None]:
+async def listening(door: FrontDoor, sock: socket.socket) -> AsyncIterator[None]:
     """Accept connections on `sock` within this block; those that are open at its end stay so."""
+    server = await asyncio.get_running_loop().create_server(door, sock=sock, backlog=BACKLOG)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def front_door(runner: web.AppRunner, installed: MeterProxy) -> FrontDoor:
+    """The raw front, with aiohttp's server behind it for all that is not plain."""
     loop = asyncio.get_running_loop()
     manager = runner.server
     assert manager is not None
+    limits = installed.config.limits
 
-    def protocol() -> asyncio.Protocol:
+    def aiohttp_handler() -> asyncio.Protocol:
         # auto_decompress: coded bodies are refused; aiohttp would decode them first, and log what fails.
         handler = _Handler(
             manager,
@@ -72,13 +85,15 @@ async def _listening(runner: web.AppRunner, sock: socket.socket, *, header_timeo
             auto_decompress=False,
             lingering_time=LINGER_S,
         )
-        return HeadDeadline(handler, header_timeout_s)
+        return HeadDeadline(handler, limits.header_timeout_s)
 
-    server = await loop.create_server(protocol, sock=sock, backlog=BACKLOG)
-    try:
-        yield
-    finally:
-        server.close()
+    return FrontDoor(
+        lambda: installed.gateway,
+        aiohttp_handler,
+        header_timeout_s=limits.header_timeout_s,
+        stall_s=limits.client_stall_s,
+        keep_alive_s=KEEPALIVE_S,
+    )
 
 
 class _Handler(web.RequestHandler):

@@ -1,21 +1,25 @@
-"""The client's side of one exchange: a way past aiohttp, straight to the client's transport.
+"""The client's side of one exchange, whichever lane its request came by.
 
-aiohttp reads the request and writes the head of the reply; the body is written to the transport
-directly, in the call in which it arrived from the upstream. For that time a shim stands between the
-transport and aiohttp's protocol (`Transport.set_protocol`, plain asyncio). It passes everything on and
-tells the exchange, at once and whatever the application's `handler_cancellation` is, that the client
-has hung up or has stopped reading.
+`Client` is what an exchange needs of it. Two things are one: `front.Front`, the raw lane of our own server, and
+`AiohttpClient`, for requests that aiohttp has read (all of a host application's, and what the front hands over).
+
+There aiohttp reads the request and writes the head of the reply; the body is written to the transport directly, in
+the call in which it arrived from the upstream. For that time a shim stands between the transport and aiohttp's
+protocol (`Transport.set_protocol`, plain asyncio). It passes everything on and tells the exchange, at once and
+whatever the application's `handler_cancellation` is, that the client has hung up or has stopped reading.
 """
 
 import asyncio
 import socket
 import struct
-from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from multidict import CIMultiDict
 
+from meter_proxy.gateway.headers import ReplyFields
 from meter_proxy.gateway.http1 import chunk
+from meter_proxy.gateway.replies import Answer, Headers, cors_headers, response
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
 
@@ -34,34 +38,116 @@ class ClientListener(Protocol):
     def on_client_ready(self) -> None: ...
 
 
-class ClientConnection(asyncio.Protocol):
-    """One client's transport, for the time of one exchange."""
+class ReplyHead(NamedTuple):
+    """The head of a reply that an upstream answers."""
 
-    __slots__ = ("_chunked", "_ends_with_connection", "_inner", "_listener", "transport")
+    status: int
+    reason: str
+    upstream: ReplyFields
+    own: Headers  # ours, behind the upstream's
+    length: int | None  # of the body, where it is known before it has passed
 
-    def __init__(self, request: web.BaseRequest, listener: ClientListener) -> None:
-        transport = request.transport
-        if transport is None or transport.is_closing():
-            raise ClientGone
-        self._inner = cast(asyncio.Protocol, transport.get_protocol())
-        self._listener = listener
-        self._chunked = False
-        self._ends_with_connection = False
-        self.transport: asyncio.Transport = transport
-        transport.set_protocol(self)
 
-    def detach(self) -> None:
-        """Give the connection back to aiohttp."""
-        if self.transport.get_protocol() is self:
-            self.transport.set_protocol(self._inner)
+class Client(Protocol):
+    """One client, for the time of one exchange."""
 
-    def begin_body(self, headers: Mapping[str, str]) -> None:
-        """The head of the reply is written; its `headers` tell how the body is framed."""
-        self._chunked = "chunked" in headers.get("Transfer-Encoding", "")
-        self._ends_with_connection = not self._chunked and "Content-Length" not in headers
+    @property
+    def transport(self) -> asyncio.Transport: ...
+
+    def attach(self, listener: ClientListener) -> None:
+        """Tell `listener` of this client from now on. Raises ClientGone if there is none any more."""
+
+    async def begin(self, head: ReplyHead) -> None:
+        """Send the head of the reply; `write` may follow."""
 
     def write(self, payload: bytes, framed: bytes | None) -> None:
         """Send a piece of the body (not empty). `framed`: the same as whole HTTP chunks, if it came so."""
+
+    async def end(self) -> None:
+        """The reply is whole. Idempotent."""
+
+    def break_off(self, *, linger_s: float) -> None:
+        """End the reply so that the client cannot take it for whole: no last chunk, no missing byte made up.
+
+        What is written still leaves, if the client takes it within `linger_s`.
+        """
+
+    def answer(self, answer: Answer) -> None:
+        """Nothing was begun: answer this."""
+
+    def unsent_bytes(self) -> int:
+        """What was written and has not left."""
+
+    def detach(self) -> None:
+        """The exchange is over."""
+
+
+class PlainClient(Client, Protocol):
+    """One that waits for nothing to take what it is given."""
+
+    def begin_now(self, head: ReplyHead) -> None:
+        """`begin`."""
+
+    def end_now(self) -> None:
+        """`end`."""
+
+
+class AiohttpClient(asyncio.Protocol):
+    """A client whose request aiohttp has read; `response` is what aiohttp is to finish."""
+
+    __slots__ = (
+        "_answer",
+        "_chunked",
+        "_ends_with_connection",
+        "_inner",
+        "_listener",
+        "_reply",
+        "_request",
+        "transport",
+    )
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self._inner: asyncio.Protocol | None = None
+        self._listener: ClientListener
+        self._reply: web.StreamResponse | None = None
+        self._answer: web.Response | None = None
+        self._chunked = False
+        self._ends_with_connection = False
+        self.transport: asyncio.Transport = cast(asyncio.Transport, request.transport)
+
+    @property
+    def response(self) -> web.StreamResponse:
+        """What a handler returns; of a client that is gone nobody reads it, but the host's access log does."""
+        return self._reply or self._answer or web.Response(status=499)
+
+    def attach(self, listener: ClientListener) -> None:
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ClientGone
+        self._listener = listener
+        self._inner = cast(asyncio.Protocol, transport.get_protocol())
+        self.transport = transport
+        transport.set_protocol(self)
+
+    def detach(self) -> None:
+        if self._inner is not None and self.transport.get_protocol() is self:
+            self.transport.set_protocol(self._inner)
+
+    async def begin(self, head: ReplyHead) -> None:
+        headers = CIMultiDict(head.upstream.fields)
+        headers.extend(head.own)
+        headers.extend(cors_headers(self._request))
+        if head.length is not None:
+            headers["Content-Length"] = str(head.length)
+        self._reply = reply = web.StreamResponse(status=head.status, reason=head.reason, headers=headers)
+        if self._request.version < HttpVersion11 and head.length is None:
+            reply.force_close()  # aiohttp would keep alive what only its end can end
+        await reply.prepare(self._request)
+        self._chunked = "chunked" in reply.headers.get("Transfer-Encoding", "")
+        self._ends_with_connection = not self._chunked and "Content-Length" not in reply.headers
+
+    def write(self, payload: bytes, framed: bytes | None) -> None:
         if not self._chunked:
             self.transport.write(payload)
         elif framed is not None:
@@ -69,40 +155,53 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.transport.write(chunk(payload))
 
-    def break_off(self, *, linger_s: float) -> None:
-        """End the reply so that the client cannot take it for whole: no last chunk, no missing byte made up.
+    async def end(self) -> None:
+        if self._reply is not None:
+            await self._reply.write_eof()
 
-        What is written still leaves, if the client takes it within `linger_s`. Where only the end of the
-        connection ends the reply (HTTP/1.0), a FIN would say that it is whole: such a client gets a reset.
-        """
+    def break_off(self, *, linger_s: float) -> None:
         if self._ends_with_connection:
+            # Only the end of the connection ends the reply (HTTP/1.0): a FIN would say that it is whole.
             sock = self.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.transport.abort()
             return
-        if self.unsent_bytes():
-            asyncio.get_running_loop().call_later(linger_s, self.transport.abort)
-        self.transport.close()
+        close_within(self.transport, linger_s)
+
+    def answer(self, answer: Answer) -> None:
+        self._answer = response(self._request, answer)
 
     def unsent_bytes(self) -> int:
         return 0 if self.transport.is_closing() else self.transport.get_write_buffer_size()
 
     # What the transport says, passed on to aiohttp first.
 
+    @property
+    def _aiohttp(self) -> asyncio.Protocol:
+        assert self._inner is not None  # the transport knows us since `attach` only
+        return self._inner
+
     def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
+        self._aiohttp.data_received(data)
 
     def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
+        return self._aiohttp.eof_received()
 
     def pause_writing(self) -> None:
-        self._inner.pause_writing()
+        self._aiohttp.pause_writing()
         self._listener.on_client_slow()
 
     def resume_writing(self) -> None:
-        self._inner.resume_writing()
+        self._aiohttp.resume_writing()
         self._listener.on_client_ready()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._inner.connection_lost(exc)
+        self._aiohttp.connection_lost(exc)
         self._listener.on_client_lost()
+
+
+def close_within(transport: asyncio.Transport, linger_s: float) -> None:
+    """Close, and abort where what is written has not left within `linger_s`."""
+    if not transport.is_closing() and transport.get_write_buffer_size():
+        asyncio.get_running_loop().call_later(linger_s, transport.abort)
+    transport.close()

@@ -4,6 +4,11 @@ An `Exchange` is born admitted. From then on its `record()` is valid at every in
 ending (hang-up, time-out, cancel, shutdown, an error of ours) needs a branch of its own that could be
 forgotten: whatever happens, the one `finally` settles, exactly once, without waiting for anything.
 
+Nearly all exchanges never wait for anything but their upstream's next bytes. These are served *ahead* of the story:
+`go_ahead` sends the request in the call in which it arrived, and news of the relay move it on (`_advance`), without a
+task. Whatever is not plain (no connection at hand, a refusal, a break, a hang-up, a wall) is left to the story, which
+takes up where that stands.
+
 Not retried: a request whose bytes may have reached an upstream. Two exceptions: a reused connection
 that died before any byte of an answer, and the one retry without a field of ours that was refused.
 """
@@ -11,20 +16,18 @@ that died before any byte of an answer, and the one retry without a field of our
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
-from aiohttp import HttpVersion11, web
-from multidict import CIMultiDict
 
 from meter_proxy.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
-from meter_proxy.gateway.client import ClientConnection, ClientGone
-from meter_proxy.gateway.headers import reply_headers, request_head
+from meter_proxy.gateway.client import Client, ClientGone, PlainClient, ReplyHead
+from meter_proxy.gateway.headers import ReplyFields, reply_fields, request_head, request_start
 from meter_proxy.gateway.http1 import Framing, ResponseHead
 from meter_proxy.gateway.inbound import Call
 from meter_proxy.gateway.redaction import RedactedError, WithheldError, masked
 from meter_proxy.gateway.relay import QuotaReached, Relay
-from meter_proxy.gateway.replies import cors_headers, upstream_error
+from meter_proxy.gateway.replies import upstream_error_answer
 from meter_proxy.gateway.settlement import make_record
 from meter_proxy.gateway.upstream import UpstreamConnection
 from meter_proxy.ledger.admission import Admission
@@ -34,6 +37,7 @@ from meter_proxy.metering.billing import outcome_of_status
 from meter_proxy.metering.ending import failed, stopped
 from meter_proxy.metering.injection import NOTHING_HIDDEN, RunningUsage, rewrite_body
 from meter_proxy.metering.meter import Meter, meter_for, stream_of
+from meter_proxy.tasks import spawn
 from meter_proxy.usage import Operation, Outcome, Usage, UsageRecord
 
 if TYPE_CHECKING:
@@ -41,7 +45,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("meter_proxy.gateway")
 
+WITHHELD_FIELDS = ReplyFields((("content-type", "application/json"),), b"content-type: application/json\r\n", "")
+_OFF = RunningUsage.OFF
 SKIP_REFUSAL_S = 1.0  # a refused injection: for this long its body may pass, to keep the connection
+
+
+class _Ahead(NamedTuple):
+    """A request that was sent before the story began."""
+
+    body: bytes
+    include_usage: bool
 
 
 class Exchange:
@@ -54,7 +67,7 @@ class Exchange:
         admission: Admission,
         slot: Slot,
         body: bytes,
-        request: web.BaseRequest,
+        client: Client,
         grant: Grant | None = None,
     ) -> None:
         """`grant`: what its quotas let it use; None: it has none."""
@@ -76,32 +89,97 @@ class Exchange:
         self.reached_upstream = False
         self.quota_headers: tuple[tuple[str, str], ...] = ()
         self._gateway = gateway
-        self._request = request
+        self._client = client
+        self._plain_client: PlainClient | None = None  # the same, while the story has not begun
+        self._is_attached = False
+        self._has_begun = False  # the head of the reply is sent
+        self._ahead: _Ahead | None = None  # what was sent before the story began
         self._body = body  # the client's own bytes; dropped once the upstream answers
         self._pool = gateway.pools[admission.upstream]
         self._connection: UpstreamConnection | None = None
         self._hidden = NOTHING_HIDDEN
-        self._client: ClientConnection | None = None
-        self._reply: web.StreamResponse | None = None
         self._outcome: Outcome | None = None
 
     def __repr__(self) -> str:
         call = self.call
         return f"<Exchange {self.id} key={call.caller.key_id} {call.operation} {self.outcome} status={self.status}>"
 
-    async def run(self) -> web.StreamResponse:
-        """Serve the exchange to its end and settle it; -> what aiohttp is to finish."""
+    # Ahead of the story.
+
+    def go_ahead(self, client: PlainClient) -> None:
+        """Serve the exchange of `client` to its end and settle it; what cannot be done at once goes on in a task."""
+        self._plain_client = client
+        try:
+            self._attach()
+            include_usage = self._may_inject()
+            running = self._gateway.identities.known_running_usage(self._pool.name) if include_usage else _OFF
+            connection = self._pool.take_idle() if running is not None else None
+            if running is None or connection is None:
+                self._tell_story()
+                return
+            body = self._prepare_body(include_usage, running)
+            self._ahead = _Ahead(body, include_usage)
+            self.relay.on_news = self._advance
+            self._open(connection, self._request(body))
+        except ClientGone:
+            self.relay.on_client_lost()
+            self._settle()
+        except Exception:
+            self._fail()
+
+    def _advance(self) -> None:
+        """News of the relay."""
+        relay, client = self.relay, self._plain_client
+        assert client is not None
+        try:
+            if relay.error is not None or relay.client_lost or relay.cut_by_quota or self._waits_for_client():
+                self._tell_story()
+            elif not self._has_begun:
+                head = relay.head_so_far
+                if head is None:
+                    return
+                if self._ahead is not None and self._ahead.include_usage and _may_be_our_fault(head):
+                    self._tell_story()
+                    return
+                self._gateway.upstream_answered(self._pool, None)
+                client.begin_now(self._reply_head(head))
+                self._now_relay()
+            elif relay.ended and not relay.is_at_wall:
+                relay.flush()
+                client.end_now()
+                self._settle()
+        except Exception:
+            self._fail()
+
+    def _waits_for_client(self) -> bool:
+        return self.relay.ended and self.relay.client_is_slow
+
+    def _tell_story(self) -> None:
+        self.relay.on_news = None
+        spawn(self.run(), name=f"exchange {self.id}")
+
+    def _fail(self) -> None:
+        """A mistake of ours: bill what is known, and let nobody take the answer for whole."""
+        _log.exception("%s failed", self.id)
+        self._outcome = Outcome.CRASHED
+        self.relay.on_news = None
+        self._break_off()
+        self._settle()
+
+    # The story.
+
+    async def run(self) -> None:
+        """Serve the exchange to its end and settle it."""
         try:
             try:
-                return await self._answer()
+                await self._answer()
             except QuotaReached:
-                return await self._end_at_wall()
+                await self._end_at_wall()
         except UpstreamError as exc:
-            return self._upstream_failed(exc)
+            self._upstream_failed(exc)
         except (ClientGone, ConnectionError):
             self.relay.on_client_lost()
             await self._drain()
-            return self._reply or web.Response(status=499)  # nobody reads it; the host's access log does
         except asyncio.CancelledError:
             # The application has `handler_cancellation`, or is shutting down: for us, a hang-up like any other.
             if not self.relay.client_lost:
@@ -114,14 +192,19 @@ class Exchange:
         finally:
             self._settle()
 
-    async def _answer(self) -> web.StreamResponse:
-        self._client = ClientConnection(self._request, self.relay)
-        head = await self._ask()
-        self._body = b""  # a stream may live for hours, its prompt need not
-        reply = await self._begin_reply(head)
+    async def _answer(self) -> None:
+        self._attach()
+        if not self._has_begun:
+            head = await self._ask()
+            await self._client.begin(self._reply_head(head))
+            self._now_relay()
         await self.relay.whole()
-        await reply.write_eof()
-        return reply
+        await self._client.end()
+
+    def _attach(self) -> None:
+        if not self._is_attached:
+            self._client.attach(self.relay)
+            self._is_attached = True
 
     def cut_off(self) -> None:
         """Shutdown, after the drain time: end now, bill what was generated."""
@@ -163,23 +246,29 @@ class Exchange:
 
         Only if that is taken is our field to blame: a client's own mistake must not switch metering off.
         """
-        call, refusals = self.call, self._gateway.refusals
-        include_usage, running = False, RunningUsage.OFF
-        takes_fields = call.asked.stream and call.operation is not Operation.EMBEDDINGS
-        if takes_fields and not refusals.is_known(self._pool.name, call.model.upstream_model):
-            include_usage = True
-            async with self.relay.unless_client_lost():
-                running = await self._gateway.identities.running_usage(self._pool.name)
-        body = self._prepare_body(include_usage, running)
-        head = await self._send(body)
-        if head.status in (400, 422) and include_usage:
-            plain = self._prepare_body(False, RunningUsage.OFF)
-            if plain != body:
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            include_usage, running = self._may_inject(), _OFF
+            if include_usage:
+                async with self.relay.unless_client_lost():
+                    running = await self._gateway.identities.running_usage(self._pool.name)
+            ahead = _Ahead(self._prepare_body(include_usage, running), include_usage)
+            head = await self._send(ahead.body)
+        else:
+            head = await self._send(ahead.body, is_sent=True)
+        if ahead.include_usage and _may_be_our_fault(head):
+            plain = self._prepare_body(False, _OFF)
+            if plain != ahead.body:
                 await self.relay.skip_body(SKIP_REFUSAL_S)
                 head = await self._send(plain)
                 if 200 <= head.status < 300:
-                    refusals.remember(self._pool.name, call.model.upstream_model)
+                    self._gateway.refusals.remember(self._pool.name, self.call.model.upstream_model)
         return head
+
+    def _may_inject(self) -> bool:
+        call = self.call
+        takes_fields = call.asked.stream and call.operation is not Operation.EMBEDDINGS
+        return takes_fields and not self._gateway.refusals.is_known(self._pool.name, call.model.upstream_model)
 
     def _prepare_body(self, include_usage: bool, running: RunningUsage) -> bytes:
         call = self.call
@@ -193,38 +282,41 @@ class Exchange:
         )
         return body
 
-    async def _send(self, body: bytes) -> ResponseHead:
-        """Put the request on a connection; a reused one that turns out to be dead is replaced once."""
+    async def _send(self, body: bytes, *, is_sent: bool = False) -> ResponseHead:
+        """Put the request on a connection; a reused one that turns out to be dead is replaced once.
+
+        `is_sent`: it is on a reused one already.
+        """
         pool = self._pool
-        request = request_head(
-            pool.base_path + self.call.path,
-            pool.host_header,
-            self.call.headers,
-            api_key=pool.api_key,
-            length=len(body),
-            request_id=self.id,
-        )
-        request += body
-        connection = pool.take_idle()
-        if connection is not None:
+        connection = None if is_sent else pool.take_idle()
+        if is_sent or connection is not None:
             try:
-                return await self._first_answer(connection, request)
+                if connection is not None:
+                    self._open(connection, self._request(body))
+                return await self.relay.head()
             except UpstreamUnavailable:
                 if not self.relay.broke_untouched:
                     raise
         async with self.relay.unless_client_lost():
             connection = await pool.connect()
-        return await self._first_answer(connection, request)
+        self._open(connection, self._request(body))
+        return await self.relay.head()
 
-    async def _first_answer(self, connection: UpstreamConnection, request: bytes) -> ResponseHead:
+    def _request(self, body: bytes) -> bytes:
+        pool, path = self._pool, self.call.path
+        start = pool.request_heads.get(path)
+        if start is None:
+            start = request_start(pool.base_path + path, pool.host_header, api_key=pool.api_key)
+            pool.request_heads[path] = start
+        return request_head(start, self.call.forwarded, length=len(body), request_id=self.id) + body
+
+    def _open(self, connection: UpstreamConnection, request: bytes) -> None:
         if not self.reached_upstream:
             self.reached_upstream = True
             self.slot.forwarded()
             self._gateway.stats.observe_overhead("request", time.perf_counter() - self.began_at)
         self._connection = connection
-        timeouts = self._pool.config.timeouts
-        self.relay.open(connection, request, first_byte_s=timeouts.first_byte_s, total_s=timeouts.total_s)
-        return await self.relay.head()
+        self.relay.open(connection, request, self._pool.times)
 
     # Relay.
 
@@ -242,41 +334,39 @@ class Exchange:
             max_event_bytes=self._gateway.config.limits.max_event_bytes,
         )
 
-    async def _begin_reply(self, head: ResponseHead) -> web.StreamResponse:
-        """Send the head of the reply, and open the way past aiohttp for its body."""
-        client = self._client
-        assert client is not None
+    def _reply_head(self, head: ResponseHead) -> ReplyHead:
+        """The head of the reply, about to be sent."""
+        self._body = b""  # a stream may live for hours, its prompt need not
         secret = self._pool.api_key
-        headers = CIMultiDict(reply_headers(head, self.id, secret=secret))
-        headers.extend(self.quota_headers)
-        headers.extend(cors_headers(self._request))
+        fields = reply_fields(head, secret=secret)
+        own = (
+            ("x-request-id", fields.request_id or self.id),
+            ("x-meter-request-id", self.id),
+            *self.quota_headers,
+        )
+        length: int | None = None
         if isinstance(self.relay.meter, WithheldError):
-            del headers["Content-Encoding"]
-            headers["Content-Type"] = "application/json"
+            fields = WITHHELD_FIELDS
         elif head.framing in (Framing.LENGTH, Framing.NONE) and (
             head.status >= 300 or (self._hidden == NOTHING_HIDDEN and not self._is_bounded)
         ):
-            headers["Content-Length"] = str(head.length)
-        reason = masked(head.reason, secret)
-        self._reply = reply = web.StreamResponse(status=head.status, reason=reason, headers=headers)
-        if self._request.version < HttpVersion11 and "Content-Length" not in headers:
-            reply.force_close()  # aiohttp would keep alive what only its end can end
+            length = head.length
         self.status = head.status
         self.slot.answered(head.status)
-        await reply.prepare(self._request)
-        client.begin_body(reply.headers)
-        self.relay.begin(client, idle_s=self._pool.config.timeouts.idle_s)
+        self._has_begun = True
+        return ReplyHead(head.status, masked(head.reason, secret), fields, own, length)
+
+    def _now_relay(self) -> None:
+        """The head is sent: open the way for the body."""
+        self.relay.begin(self._client)
         if self.relay.first_byte_at is not None:
             self._gateway.stats.observe_overhead("first_byte", time.perf_counter() - self.relay.first_byte_at)
-        return reply
 
     # The ways to end early.
 
-    async def _end_at_wall(self) -> web.StreamResponse:
+    async def _end_at_wall(self) -> None:
         """A quota is used up: the client's stream ends here, properly; then the upstream is told."""
-        reply, client, relay = self._reply, self._client, self.relay
-        assert reply is not None
-        assert client is not None
+        client, relay = self._client, self.relay
         ending = self._ending()
         if ending is None:
             self._break_off()
@@ -284,12 +374,11 @@ class Exchange:
             client.write(ending, None)
         relay.stop_delivery()
         if ending is not None and not relay.client_is_slow:  # who is slow must not keep the upstream at work
-            await reply.write_eof()
+            await client.end()
         await self._drain()
         relay.leave_upstream()
         if ending is not None:
-            await reply.write_eof()
-        return reply
+            await client.end()
 
     def _ending(self) -> bytes | None:
         """The last events of a stream that is cut here; None for a coded one, which cannot be ended in our words."""
@@ -301,21 +390,20 @@ class Exchange:
         usage = self._usage_so_far() if self.call.asked.asked_for_usage else None
         return stopped(self.call.operation, stream.sample, stream.open_choices, usage)
 
-    def _upstream_failed(self, exc: UpstreamError) -> web.StreamResponse:
+    def _upstream_failed(self, exc: UpstreamError) -> None:
         """The client sees the break: an error before the reply's head, a reply without its end after it."""
         self._outcome = Outcome.UPSTREAM_TIMEOUT if isinstance(exc, UpstreamTimeout) else Outcome.UPSTREAM_FAILED
-        if self._reply is not None:
+        if self._has_begun:
             _log.warning("%s: %s", self.id, exc)
             self.relay.flush()
             self._break_off()
-            return self._reply
-        reply = upstream_error(self._request, exc, self.id)
-        reply.headers.extend(self.quota_headers)
-        self.status = reply.status
-        return reply
+            return
+        answer = upstream_error_answer(exc, self.id)
+        self.status = answer.status
+        self._client.answer(answer._replace(headers=(*answer.headers, *self.quota_headers)))
 
     def _break_off(self) -> None:
-        if self._client is not None:
+        if self._is_attached:
             self._client.break_off(linger_s=self._gateway.config.limits.client_stall_s)
 
     async def _drain(self) -> None:
@@ -372,6 +460,10 @@ class Exchange:
         self.relay.flush()
         record = self.record()
         self.relay.close()
-        if self._client is not None:
-            self._client.detach()
         self._gateway.settled(self, record)
+        self._client.detach()
+
+
+def _may_be_our_fault(head: ResponseHead) -> bool:
+    """A refusal of a request with a field of ours in it."""
+    return head.status in (400, 422)

@@ -15,19 +15,22 @@ from aiohttp import HttpVersion11, web
 from meter_proxy.config.rulebook import RuleBook
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import ClientError, UpstreamError
-from meter_proxy.gateway.client import ClientGone
+from meter_proxy.gateway.client import AiohttpClient, Client, ClientGone, PlainClient
 from meter_proxy.gateway.exchange import Exchange
 from meter_proxy.gateway.fetch import fetch
+from meter_proxy.gateway.headers import forwarded
 from meter_proxy.gateway.identity import Identities
 from meter_proxy.gateway.inbound import Call, Caller, Inbound
-from meter_proxy.gateway.quotas import QuotaGate
+from meter_proxy.gateway.plain import PlainHead, PlainHeads
+from meter_proxy.gateway.quotas import MUST_ASK, QuotaGate
 from meter_proxy.gateway.refusals import InjectionRefusals
-from meter_proxy.gateway.replies import client_error, cors_headers, unavailable
+from meter_proxy.gateway.replies import client_error, client_error_answer, cors_headers, unavailable
 from meter_proxy.gateway.routes import MODELS, Route
 from meter_proxy.gateway.settlement import make_admission
 from meter_proxy.gateway.upstream import UpstreamPool
 from meter_proxy.ledger import Ledger
 from meter_proxy.ledger.grants import Grant
+from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.metrics import WorkerStats
 from meter_proxy.usage import UsageRecord
 
@@ -53,6 +56,7 @@ class Gateway:
         self.draining = False
         self.quotas = QuotaGate(RuleBook(config), ledger, stats)
         self._inbound = Inbound(config)
+        self._plain_heads = PlainHeads(self._inbound, config)
         self.in_flight: set[Exchange] = set()
         self._all_settled = asyncio.Event()
         ledger.place_keys({key.id: key.account_id for key in config.keys})
@@ -71,6 +75,7 @@ class Gateway:
         self.config = config
         self.needs_store = config.needs_store
         self._inbound = Inbound(config)
+        self._plain_heads = PlainHeads(self._inbound, config)
         self.quotas = QuotaGate(RuleBook(config), self.ledger, self.stats)
         if self.ledger.quotas is not None:
             self.ledger.quotas.bounded_tokens = config.redis.bounded_tokens
@@ -78,8 +83,9 @@ class Gateway:
         self.ledger.place_keys({key.id: key.account_id for key in config.keys})
 
     async def post(self, request: web.Request, route: Route) -> web.StreamResponse:
-        """A metered operation, from its first header to its record."""
+        """A metered operation that aiohttp has read the head of, from its key to its record."""
         key_id, model = UNKNOWN_KEY, ""
+        client = AiohttpClient(request)
         try:
             caller = self._inbound.identify(request, time.time())
             key_id = caller.key_id
@@ -89,18 +95,62 @@ class Gateway:
             model = asked.model
             resolved = self._inbound.allow(caller, asked)
             client_request_id = request.headers.get("X-Request-Id")
-            headers = tuple(request.headers.items())
-            call = Call(caller, route.operation, route.path, asked, resolved, headers, client_request_id)
-            exchange = await self._admit(call, body, request)
+            forwards = forwarded(request.headers.items())
+            call = Call(caller, route.operation, route.path, asked, resolved, forwards, client_request_id)
+            exchange = await self._admit(call, body, client)
         except ClientError as exc:
             self.stats.refused(key_id, model, route.operation, exc.status)
             return client_error(request, exc)
         except ClientGone:
             return web.Response(status=499)  # left while sending its body: nothing was asked yet
         del body  # this frame lives as long as the stream
-        return await exchange.run()
+        await exchange.run()
+        return client.response
 
-    async def _admit(self, call: Call, body: bytes, request: web.Request) -> Exchange:
+    def plain_head(self, block: bytes) -> PlainHead | None:
+        """A request head (without its blank line) of the plain case, from a known caller; else None."""
+        return self._plain_heads.read(block, time.time())
+
+    def may_be_plain(self, beginning: bytes) -> bool:
+        """Whether a request that begins so, before its head is whole, may have such a head."""
+        return self._plain_heads.may_begin(beginning)
+
+    def serve_plain(self, head: PlainHead, body: bytes, client: PlainClient) -> None:
+        """A metered operation of the plain case, without waiting: it goes on by itself, to its record."""
+        caller, model = head.caller, ""
+        try:
+            asked = self._inbound.parse(head.route, body)
+            model = asked.model
+            resolved = self._inbound.allow(caller, asked)
+            call = Call(
+                caller, head.route.operation, head.route.path, asked, resolved, head.forwarded, head.client_request_id
+            )
+            self._refuse_while_draining()
+            grant = self.quotas.grant_now(call)
+            if grant is MUST_ASK:
+                spawn(self._serve_asking(call, body, client), name="ask for a grant")
+                return
+            exchange = self._open(call, body, client, grant)
+        except ClientError as exc:
+            self.refuse(client, exc, caller.key_id, model, head.route)
+            return
+        exchange.go_ahead(client)
+
+    async def _serve_asking(self, call: Call, body: bytes, client: PlainClient) -> None:
+        try:
+            exchange = await self._admit(call, body, client)
+        except ClientError as exc:
+            self.refuse(client, exc, call.caller.key_id, call.asked.model, call)
+            return
+        exchange.go_ahead(client)
+
+    def refuse(self, client: Client, exc: ClientError, key_id: str, model: str, asked: "Route | Call") -> None:
+        """Answer a request of the plain case that is not admitted."""
+        self.stats.refused(key_id, model, asked.operation, exc.status)
+        client.answer(client_error_answer(exc))
+        client.detach()
+
+    async def _admit(self, call: Call, body: bytes, client: Client) -> Exchange:
         """Reserve its quota, and write the call into the books as in flight.
 
         429 by a rule; 503 when no new work can be taken, or not be recorded.
@@ -109,7 +159,7 @@ class Gateway:
         grant = await self.quotas.grant(call)
         try:
             self._refuse_while_draining()
-            return self._open(call, body, request, grant)
+            return self._open(call, body, client, grant)
         except BaseException:
             if grant is not None:
                 grant.release()
@@ -119,7 +169,7 @@ class Gateway:
         if self.draining:
             raise unavailable("draining", "The server is about to restart. Try again in a moment.", retry_after_s=1)
 
-    def _open(self, call: Call, body: bytes, request: web.Request, grant: Grant | None) -> Exchange:
+    def _open(self, call: Call, body: bytes, client: Client, grant: Grant | None) -> Exchange:
         upstream = call.model.upstreams[0]
         admission = make_admission(
             call,
@@ -132,7 +182,7 @@ class Gateway:
         slot = self.ledger.admit(admission) if self.ledger.can_write else None
         if slot is None:
             raise unavailable("metering_unavailable", "Usage cannot be recorded at the moment.", retry_after_s=5)
-        exchange = Exchange(self, call, admission, slot, body, request, grant)
+        exchange = Exchange(self, call, admission, slot, body, client, grant)
         if grant is not None:
             exchange.quota_headers = self.quotas.headers(grant)
         self.in_flight.add(exchange)

@@ -6,6 +6,7 @@ backends (Ollama) refuse an Origin that they do not know.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from meter_proxy.gateway.http1 import ResponseHead
 from meter_proxy.gateway.redaction import masked
@@ -39,50 +40,88 @@ _RESPONSE_DROP = HOP_BY_HOP | {
 }
 
 
-def request_head(
-    path: str,
-    host: str,
-    client_headers: Iterable[tuple[str, str]],
-    *,
-    api_key: str | None,
-    length: int,
-    request_id: str,
-) -> bytes:
-    """The head of our request to the upstream, with the operator's credential instead of the client's."""
+class Forwarded(NamedTuple):
+    """A client's headers as they go on to any upstream."""
+
+    lines: bytes  # each with its CRLF
+    has_request_id: bool  # the client has named its request
+
+
+def goes_on(lower_name: str) -> bool:
+    """Whether a request header of this name (lower case) goes on, if no Connection header nominates it."""
+    return lower_name not in _REQUEST_DROP and not lower_name.startswith("sec-")
+
+
+def forwarded(client_headers: Iterable[tuple[str, str]]) -> Forwarded:
+    """Of a client's headers what goes on."""
     client_headers = list(client_headers)
     nominated = _nominated(client_headers)
-    lines = [f"POST {path} HTTP/1.1", f"Host: {host}"]
-    named_by_client = False
+    lines: list[str] = []
+    has_request_id = False
     for name, value in client_headers:
         lower = name.lower()
-        if lower in _REQUEST_DROP or lower in nominated or lower.startswith("sec-"):
+        if not goes_on(lower) or lower in nominated:
             continue
-        named_by_client = named_by_client or lower == "x-request-id"
-        lines.append(f"{name}: {value}")
-    if not named_by_client:
-        lines.append(f"X-Request-Id: {request_id}")
-    lines.append(f"X-Meter-Request-Id: {request_id}")
-    lines.append("Content-Type: application/json")
-    lines.append("Accept-Encoding: identity")  # a coded stream could be metered, but nothing taken out of it
+        has_request_id = has_request_id or lower == "x-request-id"
+        lines.append(f"{name}: {value}\r\n")
+    return Forwarded("".join(lines).encode("utf-8", "surrogateescape"), has_request_id)
+
+
+def request_start(path: str, host: str, *, api_key: str | None) -> bytes:
+    """How every request to `path` at one upstream begins, with the operator's credential."""
+    lines = [
+        f"POST {path} HTTP/1.1",
+        f"Host: {host}",
+        "Content-Type: application/json",
+        "Accept-Encoding: identity",  # a coded stream could be metered, but nothing taken out of it
+    ]
     if api_key:
         lines.append(f"Authorization: Bearer {api_key}")
-    lines.append(f"Content-Length: {length}\r\n\r\n")
-    return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+    return "".join(f"{line}\r\n" for line in lines).encode("utf-8", "surrogateescape")
 
 
-def reply_headers(head: ResponseHead, request_id: str, *, secret: str | None) -> list[tuple[str, str]]:
-    """The upstream's headers as the client gets them, and our request id beside it."""
+def request_head(start: bytes, client: Forwarded, *, length: int, request_id: str) -> bytes:
+    """The head of our request to the upstream: `start` is from `request_start`."""
+    own_id = request_id.encode()
+    if client.has_request_id:
+        return b"%b%bX-Meter-Request-Id: %b\r\nContent-Length: %d\r\n\r\n" % (start, client.lines, own_id, length)
+    return b"%b%bX-Request-Id: %b\r\nX-Meter-Request-Id: %b\r\nContent-Length: %d\r\n\r\n" % (
+        start,
+        client.lines,
+        own_id,
+        own_id,
+        length,
+    )
+
+
+class ReplyFields(NamedTuple):
+    """An upstream's response headers as clients get them, and what is still to be added."""
+
+    fields: tuple[tuple[str, str], ...]
+    lines: bytes  # the same, each with its CRLF
+    request_id: str  # the upstream's; "": it gave none, and ours stands for it
+
+
+def reply_fields(head: ResponseHead, *, secret: str | None) -> ReplyFields:
+    """What goes on of a response's headers. Always the same for one head and secret, and remembered by the head."""
+    if isinstance(head.reply, ReplyFields):
+        return head.reply
     nominated = _nominated(head.headers)
-    out = [
+    fields = [
         (name, masked(value, secret))
         for name, value in head.headers
         if not ((lower := name.lower()) in _RESPONSE_DROP or lower in nominated or lower.startswith("access-control-"))
     ]
-    out.append(("x-request-id", masked(head.get("x-request-id"), secret) or request_id))
-    out.append(("x-meter-request-id", request_id))
     if head.get("content-type").lower().startswith("text/event-stream") and not head.get("x-accel-buffering"):
-        out.append(("x-accel-buffering", "no"))  # nginx in front of us would hold the stream back
-    return out
+        fields.append(("x-accel-buffering", "no"))  # nginx in front of us would hold the stream back
+    reply = ReplyFields(tuple(fields), header_lines(fields), masked(head.get("x-request-id"), secret))
+    head.reply = reply
+    return reply
+
+
+def header_lines(fields: Iterable[tuple[str, str]]) -> bytes:
+    """Headers as they stand in a head, each with its CRLF."""
+    return "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("utf-8", "surrogateescape")
 
 
 def _nominated(headers: Iterable[tuple[str, str]]) -> frozenset[str]:

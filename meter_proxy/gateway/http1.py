@@ -7,7 +7,6 @@ of each read whether it may go on to the client as it came ("plain": whole chunk
 
 import re
 from enum import Enum
-from typing import NamedTuple
 
 MAX_HEAD_BYTES = 65_536  # as aiohttp's server side; real heads are under 4 KiB
 MAX_SIZE_LINE_BYTES = 1_024  # a chunk's size with its extensions
@@ -31,19 +30,60 @@ class Framing(Enum):
     CLOSE = "close"
 
 
-class ResponseHead(NamedTuple):
-    """Status line and headers. `headers` keeps order and spelling; hop-by-hop ones are still in it."""
+class ResponseHead:
+    """Status line and headers, never changed. `headers` keeps order and spelling; hop-by-hop ones are still in it.
 
-    status: int
-    reason: str
-    headers: tuple[tuple[str, str], ...]
-    framing: Framing
-    length: int  # of the body, in bytes; 0 unless framing is LENGTH
-    keep_alive: bool
+    `reply` is what `headers.py` has made of it: heads are alike for a while (`Heads`), and so is their reply.
+    """
+
+    __slots__ = ("_values", "framing", "headers", "keep_alive", "length", "reason", "reply", "status")
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        headers: tuple[tuple[str, str], ...],
+        framing: Framing,
+        length: int,
+        keep_alive: bool,
+    ) -> None:
+        """`length`: of the body, in bytes; 0 unless `framing` is LENGTH."""
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        self.framing = framing
+        self.length = length
+        self.keep_alive = keep_alive
+        self.reply: object = None
+        self._values = {name.lower(): value for name, value in reversed(headers)}
 
     def get(self, name: str) -> str:
         """The value of the first header `name` (lower case), "" if absent."""
-        return next((value for key, value in self.headers if key.lower() == name), "")
+        return self._values.get(name, "")
+
+
+class Heads:
+    """Reads response heads; those that are the same to the byte only once.
+
+    At any rate worth a thought, heads differ by the second of their Date and by a length. Bounded.
+    """
+
+    MOST = 256
+    LONGEST_BYTES = 1_024
+
+    def __init__(self) -> None:
+        self._read: dict[bytes, ResponseHead] = {}
+
+    def read(self, block: bytes) -> ResponseHead:
+        """What `parse_head` says of it. Raises BadResponse."""
+        head = self._read.get(block)
+        if head is None:
+            head = parse_head(block)
+            if len(block) <= self.LONGEST_BYTES:
+                if len(self._read) >= self.MOST:
+                    self._read.clear()
+                self._read[block] = head
+        return head
 
 
 def parse_head(block: bytes) -> ResponseHead:

@@ -49,19 +49,26 @@ class Identities:
         """The upstream is another one now."""
         self._known.pop(name, None)
 
-    async def running_usage(self, name: str) -> RunningUsage:
-        """What to ask of upstream `name`; OFF while it is not known. Waits only for the first answer."""
+    def known_running_usage(self, name: str) -> RunningUsage | None:
+        """What to ask of upstream `name`; None: nobody has said so yet, or it is time to ask again."""
         said = self._pools[name].config.running_usage
         if said != "auto":
             return _SAID_BY_OPERATOR[said]
         known = self._known.get(name)
-        if known is None or self._clock() >= known[1]:
-            task = self._asking.get(name)
-            if task is None:
-                task = self._asking[name] = spawn(self._ask(name), name=f"identify upstream {name}")
-            if known is None:
-                await asyncio.wait({task}, timeout=FIRST_CALLER_WAITS_S)
-                known = self._known.get(name)
+        return known[0] if known is not None and self._clock() < known[1] else None
+
+    async def running_usage(self, name: str) -> RunningUsage:
+        """What to ask of upstream `name`; OFF while it is not known. Waits only for the first answer."""
+        current = self.known_running_usage(name)
+        if current is not None:
+            return current
+        known = self._known.get(name)
+        task = self._asking.get(name)
+        if task is None:
+            task = self._asking[name] = spawn(self._ask(name), name=f"identify upstream {name}")
+        if known is None:
+            await asyncio.wait({task}, timeout=FIRST_CALLER_WAITS_S)
+            known = self._known.get(name)
         return known[0] if known is not None else RunningUsage.OFF
 
     async def _ask(self, name: str) -> None:

@@ -13,6 +13,7 @@ from meter_proxy.config.lookup import KeyRing, ModelTable, ResolvedModel
 from meter_proxy.config.schema import Config, Key
 from meter_proxy.errors import ClientError
 from meter_proxy.gateway.client import ClientGone
+from meter_proxy.gateway.headers import Forwarded
 from meter_proxy.gateway.routes import Route
 from meter_proxy.metering.request import Asked, parse_body
 from meter_proxy.usage import Operation
@@ -37,7 +38,7 @@ class Call(NamedTuple):
     path: str  # below the upstream's base_url
     asked: Asked
     model: ResolvedModel
-    headers: tuple[tuple[str, str], ...]
+    forwarded: Forwarded  # of the client's headers what goes on
     client_request_id: str | None
 
 
@@ -52,18 +53,23 @@ class Inbound:
 
     def identify(self, request: web.BaseRequest, now: float) -> Caller:
         """Who asks, from headers alone. 401 for a key that is missing, unknown, disabled or expired."""
-        if self._keys is None:
-            return Caller(None, ANONYMOUS, ANONYMOUS)
-        secret = self._secret(request)
-        key = self._keys.find(secret, now) if secret else None
-        if key is None:
+        secret = self._secret(request) if self._keys is not None else None
+        caller = self.caller(secret, now)
+        if caller is None:
             raise ClientError(
                 401,
                 "invalid_api_key",
                 "Incorrect or missing API key. Send it as `Authorization: Bearer KEY`.",
                 headers=UNAUTHORIZED_HEADERS,
             )
-        return Caller(key, key.id, key.account_id)
+        return caller
+
+    def caller(self, secret: bytes | None, now: float) -> Caller | None:
+        """Whose secret this is; None if nobody's, or of a key that is disabled or expired. Without keys: anybody's."""
+        if self._keys is None:
+            return Caller(None, ANONYMOUS, ANONYMOUS)
+        key = self._keys.find(secret, now) if secret else None
+        return Caller(key, key.id, key.account_id) if key is not None else None
 
     def _secret(self, request: web.BaseRequest) -> bytes | None:
         found: set[str] = set()

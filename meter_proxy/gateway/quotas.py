@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any
 
 from meter_proxy.config.rulebook import RuleBook
@@ -21,6 +22,15 @@ from meter_proxy.usage import Operation
 UNAVAILABLE_RETRY_S = 5
 
 
+class MustAsk(Enum):
+    """What this worker holds does not say."""
+
+    MUST_ASK = "must ask"
+
+
+MUST_ASK = MustAsk.MUST_ASK
+
+
 class QuotaGate:
     """Asks the ledger for grants, in the words of the gateway."""
 
@@ -29,19 +39,32 @@ class QuotaGate:
         self._ledger = ledger
         self._stats = stats
 
+    def grant_now(self, call: Call) -> Grant | MustAsk | None:
+        """`grant` without waiting; MUST_ASK where somebody else must be asked: then it is for `grant` to say."""
+        quotas, want = self._ledger.quotas, self._want(call)
+        if quotas is None or want is None:
+            return None
+        answer = quotas.reserve_now(want, key=call.caller.key_id, account=call.caller.account)
+        return MUST_ASK if answer is None else self._granted(answer, want, call)
+
     async def grant(self, call: Call) -> Grant | None:
         """What `call` may use; None where no rule applies. Raises ClientError: 429, or 503 while Redis is away."""
-        caller, quotas = call.caller, self._ledger.quotas
-        rules = self.rules.rules_for(caller.key, call.asked.model)
-        if not rules or quotas is None:
+        quotas, want = self._ledger.quotas, self._want(call)
+        if quotas is None or want is None:
             return None
-        want = want_for(rules, _asked(call), _rates(call), self._ledger.now())
-        answer = await quotas.reserve(want, key=caller.key_id, account=caller.account)
+        answer = await quotas.reserve(want, key=call.caller.key_id, account=call.caller.account)
+        return self._granted(answer, want, call)
+
+    def _want(self, call: Call) -> Want | None:
+        rules = self.rules.rules_for(call.caller.key, call.asked.model)
+        return want_for(rules, _asked(call), _rates(call), self._ledger.now()) if rules else None
+
+    def _granted(self, answer: Grant | Denied | Unavailable, want: Want, call: Call) -> Grant:
         match answer:
             case Grant():
                 return answer
             case Denied():
-                raise self._refusal(answer, want, caller.account)
+                raise self._refusal(answer, want, call.caller.account)
             case Unavailable():
                 raise unavailable(
                     "metering_unavailable",

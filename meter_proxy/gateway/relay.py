@@ -5,7 +5,7 @@ generated is counted before it is forwarded: a killed process must not have give
 
 The relay also is where all news of one exchange arrive (`on_...`), in any order, and where its story
 waits for them (`head`, `whole`, `drained`). A wait ends by what it waits for, by `UpstreamError`, by `ClientGone`,
-or by `QuotaReached`.
+or by `QuotaReached`. While nobody waits, news go to `on_news`.
 """
 
 import asyncio
@@ -14,16 +14,16 @@ from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 
 from meter_proxy.errors import UpstreamError, UpstreamTimeout
-from meter_proxy.gateway.client import ClientConnection, ClientGone
+from meter_proxy.gateway.client import Client, ClientGone
 from meter_proxy.gateway.http1 import ResponseHead
 from meter_proxy.gateway.upstream import UpstreamConnection
 from meter_proxy.gateway.wall import Allowance, events_in
+from meter_proxy.gateway.watch import IDLE_TICKS, Deadlines, Timed, Times
 from meter_proxy.ledger.slots import Slot
 from meter_proxy.metering.meter import CodedMeter, Meter
 from meter_proxy.telemetry.metrics import WorkerStats
 
 HIGH_WATER_BYTES = 65_536  # of body that arrived before the reply's head is out
-IDLE_TICKS = 4  # an idle upstream is noticed within 1 + 1/4 of its time-out, without a timer per chunk
 SAMPLE_EVERY = 64  # reads; of these the time in our hands is measured
 
 MeterFactory = Callable[[ResponseHead], Meter]
@@ -35,6 +35,42 @@ class QuotaReached(Exception):
 
 class Relay:
     """What passes, and what has happened so far, in one exchange."""
+
+    # Most exchanges change few of these: what stands here costs nothing to begin with.
+    on_news: Callable[[], None] | None = None
+    error: UpstreamError | None = None
+    broke_untouched = False
+    ended = False
+    client_lost = False
+    finished_at_loss = False  # the client had seen the finish, or the whole body, when it left
+    cut = False
+    lost_by_cut = False  # the client was there until the cut
+    cut_by_quota = False
+    meter: Meter | None = None
+    first_byte_at: float | None = None
+    first_token_at: float | None = None
+    _connection: UpstreamConnection | None = None
+    _client: Client | None = None
+    _head: ResponseHead | None = None
+    _early_bytes = 0
+    _wake: asyncio.Future[None] | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+    _interrupt: asyncio.Timeout | None = None
+    _times: Times | None = None  # of the upstream that is asked
+    _total: Deadlines[Timed] | None = None
+    _reads = 0
+    _reads_at_tick = 0
+    _idle_ticks = 0
+    _client_is_slow = False
+    _flushed = False
+    _last_read: tuple[bytes, bytes | None] | None = None  # held back: see _pass
+    _drain_over = False
+    _spent = 0  # output tokens so far: as the upstream counts them, else one per content event
+    _at_wall = False  # all that is granted is delivered; `_held` is what came after
+    _delivers = True  # else what comes is only counted
+    _drains_within_quota = False
+    _is_coded = False  # its events cannot be told apart where a read is cut
+    _input_told = False
 
     def __init__(
         self,
@@ -50,43 +86,11 @@ class Relay:
         self.slot = slot
         self._stats = stats
         self._client_stall_s = client_stall_s
-        self._loop = asyncio.get_running_loop()
-        self._connection: UpstreamConnection | None = None
-        self._client: ClientConnection | None = None
-        self._early: list[tuple[bytes, bytes | None]] | None = []  # body that came before the reply was begun
-        self._early_bytes = 0
-        self._wake: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._total_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
-        self._interrupt: asyncio.Timeout | None = None
-        self._reads = 0
-        self._client_is_slow = False
-        self._flushed = False
-        self._last_read: tuple[bytes, bytes | None] | None = None  # held back: see _forward
-        self._drain_over = False
         self._allowance = allowance
-        self._spent = 0  # output tokens so far: as the upstream counts them, else one per content event
-        self._at_wall = False  # all that is granted is delivered; `_held` is what came after
-        self._held: list[bytes] = []
-        self._delivers = True  # else what comes is only counted
-        self._drains_within_quota = False
-        self._is_coded = False  # its events cannot be told apart where a read is cut
-        self._input_told = False
-        self.cut_by_quota = False
         if allowance is not None:
             allowance.on_change = self._on_allowance
-        self._head: ResponseHead | None = None
-        self.error: UpstreamError | None = None
-        self.broke_untouched = False
-        self.ended = False
-        self.client_lost = False
-        self.finished_at_loss = False  # the client had seen the finish, or the whole body, when it left
-        self.cut = False
-        self.lost_by_cut = False  # the client was there until the cut
-        self.meter: Meter | None = None
-        self.first_byte_at: float | None = None
-        self.first_token_at: float | None = None
+        self._held: list[bytes] = []
+        self._early: list[tuple[bytes, bytes | None]] | None = []  # body that came before the reply was begun
 
     # The story's waits.
 
@@ -103,15 +107,27 @@ class Relay:
         finally:
             self._interrupt = None
 
-    def open(self, connection: UpstreamConnection, request: bytes, *, first_byte_s: float, total_s: float) -> None:
+    def open(self, connection: UpstreamConnection, request: bytes, times: Times) -> None:
         """Send the request; from here on the answer arrives."""
         self._connection = connection
         self._head = self.error = None
         self.ended = False
-        self._timer = self._loop.call_later(first_byte_s, self._on_timeout, "sent no answer", first_byte_s)
-        if self._total_timer is None:
-            self._total_timer = self._loop.call_later(total_s, self._on_timeout, "did not finish", total_s)
+        if self._total is None:
+            self._total = times.total
+            times.total.add(self)
+        self._times = times
+        times.first_byte.add(self)
         connection.send(request, self)
+
+    @property
+    def head_so_far(self) -> ResponseHead | None:
+        """The head of the answer, once it is there."""
+        return self._head
+
+    @property
+    def is_at_wall(self) -> bool:
+        """All that is granted is delivered, and more may come."""
+        return self._at_wall
 
     async def head(self) -> ResponseHead:
         while self._head is None:
@@ -128,12 +144,11 @@ class Relay:
         except TimeoutError:
             pass
         self.leave_upstream()
-        self._stop_timer()
         self._early, self._early_bytes = [], 0
         if self.client_lost:
             raise ClientGone
 
-    def begin(self, client: ClientConnection, *, idle_s: float) -> None:
+    def begin(self, client: Client) -> None:
         """The head of the reply is out: forward what has come, and from now on all that comes."""
         self._client = client
         early, self._early = self._early or [], None
@@ -144,8 +159,8 @@ class Relay:
                 self._forward(b"".join(payload for payload, _ in early), None)
             if self._early_bytes > HIGH_WATER_BYTES and not self._client_is_slow:
                 self._resume_upstream()
-        if not self.ended:
-            self._watch_idle(idle_s, self._reads, 0)
+        if self._times is not None and not self.ended:
+            self._times.idle.add(self)
 
     async def whole(self) -> None:
         """Wait until all of the answer has passed, and what the meter still held has been sent."""
@@ -172,7 +187,7 @@ class Relay:
         self._drains_within_quota = within_quota
         self._resume_upstream()  # what it was paused for is over
         self._drain_over = False
-        deadline = self._loop.call_later(seconds, self._end_drain)
+        deadline = asyncio.get_running_loop().call_later(seconds, self._end_drain)
         try:
             while not (self.ended or self.error is not None or self._drain_over):
                 await self._news()
@@ -207,9 +222,14 @@ class Relay:
 
     def close(self) -> None:
         """No more timers, no more news; a connection that is still in use is closed."""
-        for timer in (self._timer, self._total_timer, self._stall_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._times is not None and self._total is not None:
+            self._times.first_byte.discard(self)
+            self._times.idle.discard(self)
+            self._total.discard(self)
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        self.on_news = None
+        self._make_meter = _no_meter  # the exchange's: else both would wait for the garbage collector
         if self._connection is not None and not self.ended and self.error is None:
             self._connection.close()
         self._connection = None
@@ -228,7 +248,8 @@ class Relay:
 
     def on_head(self, head: ResponseHead) -> None:
         self.first_byte_at = perf_counter()
-        self._stop_timer()
+        if self._times is not None:
+            self._times.first_byte.discard(self)
         self._head = head
         self.meter = self._make_meter(head)
         self._is_coded = isinstance(self.meter, CodedMeter)
@@ -249,17 +270,16 @@ class Relay:
             self._stats.observe_overhead("chunk", perf_counter() - began_at)
 
     def on_end(self) -> None:
-        self._stop_timer()
         self.ended = True
         self._notify()
 
     def on_broken(self, error: UpstreamError, *, untouched: bool) -> None:
-        self._stop_timer()
         self.error = error
         self.broke_untouched = untouched
         self._notify()
 
-    def _on_timeout(self, what: str, seconds: float) -> None:
+    def too_slow(self, what: str, seconds: float) -> None:
+        """The upstream's time is over."""
         connection = self._connection
         if connection is None or self.ended or self.error is not None:
             return
@@ -267,13 +287,17 @@ class Relay:
         connection.close()
         self._notify()
 
-    def _watch_idle(self, seconds: float, reads_before: int, ticks: int) -> None:
-        if self._reads != reads_before or self._client_is_slow or self._at_wall:
-            ticks = 0
-        if ticks > IDLE_TICKS:
-            self._on_timeout("sent nothing", seconds)
+    def idle_tick(self, idle_s: float) -> None:
+        """A part of the idle time is over."""
+        if self.ended or self.error is not None or self._times is None:
             return
-        self._timer = self._loop.call_later(seconds / IDLE_TICKS, self._watch_idle, seconds, self._reads, ticks + 1)
+        if self._reads != self._reads_at_tick or self._client_is_slow or self._at_wall:
+            self._reads_at_tick, self._idle_ticks = self._reads, 0
+        if self._idle_ticks > IDLE_TICKS:
+            self.too_slow("sent nothing", idle_s)
+            return
+        self._idle_ticks += 1
+        self._times.idle.add(self)
 
     # News of the client.
 
@@ -294,7 +318,7 @@ class Relay:
         if self._stall_timer is not None:
             self._stall_timer.cancel()
         if self._interrupt is not None:
-            self._interrupt.reschedule(self._loop.time())
+            self._interrupt.reschedule(asyncio.get_running_loop().time())
         self._notify()
 
     def on_client_slow(self) -> None:
@@ -316,7 +340,7 @@ class Relay:
             self._connection.transport.resume_reading()
 
     def _watch_stall(self, unsent_before: int) -> None:
-        self._stall_timer = self._loop.call_later(self._client_stall_s, self._on_stall, unsent_before)
+        self._stall_timer = asyncio.get_running_loop().call_later(self._client_stall_s, self._on_stall, unsent_before)
 
     def _on_stall(self, unsent_before: int) -> None:
         client = self._client
@@ -383,8 +407,7 @@ class Relay:
 
     def _stop_at_wall(self, rest: bytes) -> None:
         """All that is granted is delivered. Wait for more, if more may come."""
-        if rest:
-            self._held.append(rest)
+        self._held = [rest] if rest else []
         if self._connection is not None and not self.ended and self.error is None:
             self._connection.transport.pause_reading()
         self._at_wall = True
@@ -480,17 +503,19 @@ class Relay:
             raise self.error
 
     async def _news(self) -> None:
-        self._wake = self._loop.create_future()
+        self._wake = asyncio.get_running_loop().create_future()
         try:
             await self._wake
         finally:
             self._wake = None
 
     def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        if self._wake is not None:
+            if not self._wake.done():
+                self._wake.set_result(None)
+        elif self.on_news is not None:
+            self.on_news()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+
+def _no_meter(head: ResponseHead) -> Meter:
+    raise AssertionError("nothing is relayed any more")

@@ -3,6 +3,8 @@
 An error echoes nothing of the request and names nothing of the inside.
 """
 
+from typing import NamedTuple
+
 import msgspec
 from aiohttp import web
 
@@ -16,6 +18,9 @@ _EXPOSED = (
 )
 _PREFLIGHT_MAX_AGE_S = 86_400
 _ALLOWED_HEADERS = "authorization, content-type, api-key, x-api-key, x-request-id"
+
+
+Headers = tuple[tuple[str, str], ...]
 
 
 def cors_headers(request: web.BaseRequest) -> tuple[tuple[str, str], ...]:
@@ -41,6 +46,52 @@ def preflight(request: web.BaseRequest) -> web.Response:
     )
 
 
+class Answer(NamedTuple):
+    """A whole answer of ours, JSON; `headers` without those of framing."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+def error_answer(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    type: str = "invalid_request_error",
+    param: str | None = None,
+    headers: Headers = (),
+) -> Answer:
+    """An error in OpenAI's shape."""
+    body = {"error": {"message": message, "type": type, "param": param, "code": code}}
+    return Answer(status, (("content-type", "application/json"), *headers), msgspec.json.encode(body))
+
+
+def client_error_answer(exc: ClientError) -> Answer:
+    """The refusal of a request."""
+    return error_answer(exc.status, exc.code, exc.message, type=exc.type, param=exc.param, headers=exc.headers)
+
+
+def upstream_error_answer(exc: UpstreamError, request_id: str) -> Answer:
+    """What a caller is told of an upstream that did not answer; no details."""
+    if isinstance(exc, UpstreamTimeout):
+        status, code, message = 504, "upstream_timeout", "The upstream did not answer in time."
+    else:
+        status, code = 502, "upstream_unavailable"
+        message = "The upstream cannot be reached, or broke off before it answered."
+    ids = (("x-request-id", request_id), ("x-meter-request-id", request_id))
+    return error_answer(status, code, message, type="server_error", headers=ids)
+
+
+def response(request: web.BaseRequest, answer: Answer) -> web.Response:
+    """An answer of ours as aiohttp sends it."""
+    made = web.Response(status=answer.status, body=answer.body)
+    for name, value in (*answer.headers, *cors_headers(request)):
+        made.headers[name] = value
+    return made
+
+
 def error(
     request: web.BaseRequest,
     status: int,
@@ -48,40 +99,18 @@ def error(
     message: str,
     *,
     type: str = "invalid_request_error",
-    param: str | None = None,
-    headers: tuple[tuple[str, str], ...] = (),
-    request_id: str | None = None,
+    headers: Headers = (),
 ) -> web.Response:
-    body = {"error": {"message": message, "type": type, "param": param, "code": code}}
-    response = web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")
-    for name, value in (*headers, *cors_headers(request)):
-        response.headers[name] = value
-    if request_id is not None:
-        response.headers["x-request-id"] = response.headers["x-meter-request-id"] = request_id
-    return response
+    """An error in OpenAI's shape, as aiohttp sends it."""
+    return response(request, error_answer(status, code, message, type=type, headers=headers))
 
 
 def client_error(request: web.BaseRequest, exc: ClientError) -> web.Response:
-    response = error(request, exc.status, exc.code, exc.message, type=exc.type, param=exc.param, headers=exc.headers)
+    """The refusal of a request, as aiohttp sends it."""
+    refusal = response(request, client_error_answer(exc))
     if request.can_read_body and not request.content.is_eof():
-        response.force_close()  # the rest of the body is not worth reading
-    return response
-
-
-def upstream_error(request: web.BaseRequest, exc: UpstreamError, request_id: str) -> web.Response:
-    if isinstance(exc, UpstreamTimeout):
-        status, code, message = 504, "upstream_timeout", "The upstream did not answer in time."
-    else:
-        status, code = 502, "upstream_unavailable"
-        message = "The upstream cannot be reached, or broke off before it answered."
-    return error(
-        request,
-        status,
-        code,
-        message,
-        type="server_error",
-        request_id=request_id,
-    )
+        refusal.force_close()  # the rest of the body is not worth reading
+    return refusal
 
 
 def unavailable(code: str, message: str, *, retry_after_s: int) -> ClientError:

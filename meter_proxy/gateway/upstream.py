@@ -22,10 +22,11 @@ from meter_proxy.gateway.http1 import (
     BadResponse,
     ChunkedReader,
     Framing,
+    Heads,
     ResponseHead,
     chunk_size,
-    parse_head,
 )
+from meter_proxy.gateway.watch import Times
 
 MAX_IDLE_CONNECTIONS = 256  # kept open per upstream and worker
 
@@ -122,7 +123,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._buffer = b""
         rest = data[end + 4 :]
         try:
-            head = parse_head(data[:end])
+            head = self.pool.heads.read(data[:end])
         except BadResponse as exc:
             self._break(f"sent {exc}")
             return
@@ -248,6 +249,10 @@ class UpstreamPool:
         self.host_header = url.netloc
         self.api_key = upstream.api_key.get_secret_value() if upstream.api_key else None
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        self.heads = Heads()
+        timeouts = upstream.timeouts
+        self.times = Times(first_byte_s=timeouts.first_byte_s, idle_s=timeouts.idle_s, total_s=timeouts.total_s)
+        self.request_heads: dict[str, bytes] = {}  # path below `base_url` -> how each request to it begins
         self._idle: deque[UpstreamConnection] = deque()
         self._closed = False
 

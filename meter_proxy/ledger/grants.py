@@ -50,19 +50,28 @@ class Quotas:
     async def reserve(self, want: Want, *, key: str, account: str) -> "Grant | Denied | Unavailable":
         """Ask for what an exchange needs to begin. Waits at most as long as the store may take to answer."""
         counters = [self._counter(claim, account) for claim in want.claims]
-        is_open = not self.sync.store_up and strictest(claim.rule for claim in want.claims) == "open"
-        refusal = None if is_open else self._known_denial(want, counters)
-        if refusal is not None:
-            return refusal
-        if self.sync.store_up:
-            if self._allowances:
-                self._allowances.clear()
-            if _credit_covers(want.claims, counters, want.most):
-                return self._grant(want, counters, want.most, key, account, from_credit=True)
+        answer = self._reserve_from_here(want, counters, key, account)
+        if answer is None and self.sync.store_up:
             answer = await self._ask(want, counters, key, account)
-            if answer is not None:
-                return answer
-        return self._reserve_alone(want, counters, key, account)
+        return answer if answer is not None else self._reserve_alone(want, counters, key, account)
+
+    def reserve_now(self, want: Want, *, key: str, account: str) -> "Grant | Denied | None":
+        """What this worker can say by itself; None: `reserve` must be asked."""
+        return self._reserve_from_here(want, [self._counter(claim, account) for claim in want.claims], key, account)
+
+    def _reserve_from_here(
+        self, want: Want, counters: Sequence[Counter], key: str, account: str
+    ) -> "Grant | Denied | None":
+        store_up = self.sync.store_up
+        is_open = not store_up and strictest(claim.rule for claim in want.claims) == "open"
+        refusal = None if is_open else self._known_denial(want, counters)
+        if refusal is not None or not store_up:
+            return refusal
+        if self._allowances:
+            self._allowances.clear()
+        if _credit_covers(want.claims, counters, want.most):
+            return self._grant(want, counters, want.most, key, account, from_credit=True)
+        return None
 
     def _counter(self, claim: Claim, account: str) -> Counter:
         rule, window = claim.rule, claim.window

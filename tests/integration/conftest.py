@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.support.inprocess import InProcessProxy, in_process_proxy
+from tests.support.inprocess import InProcessProxy, Lane, in_process_proxy
 from tests.support.servers import StoreServer
 from tests.support.upstream import Script, ScriptedUpstream
 
@@ -31,8 +31,15 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
+@pytest.fixture(params=["front", "aiohttp"])
+def lane(request: pytest.FixtureRequest) -> Lane:
+    """The ways that a request may come in: what is promised is promised for both."""
+    way: Lane = request.param
+    return way
+
+
 @pytest.fixture
-async def start(shared_store: str, tmp_path: Path) -> AsyncIterator[StartProxy]:
+async def start(shared_store: str, tmp_path: Path, lane: Lane) -> AsyncIterator[StartProxy]:
     """`proxy, upstream = await start(script, **members_of_the_configuration)`"""
     async with AsyncExitStack() as stack:
 
@@ -41,7 +48,7 @@ async def start(shared_store: str, tmp_path: Path) -> AsyncIterator[StartProxy]:
             options = members.pop("upstream", {})
             upstreams = {"local": {"base_url": upstream.url, "running_usage": "off", **options}}
             proxy = await stack.enter_async_context(
-                in_process_proxy(upstream.url, tmp_path, shared_store, upstreams=upstreams, **members)
+                in_process_proxy(upstream.url, tmp_path, shared_store, upstreams=upstreams, lane=lane, **members)
             )
             return proxy, upstream
 

@@ -269,7 +269,7 @@ async def stalled_at_the_cut(
     client = await stack.enter_async_context(await RawClient.connect(proxy.url, receive_buffer_bytes=4096))
     response = await client.request("POST", CHAT, ASK, key=KEY)
     (exchange,) = proxy.gateway.in_flight
-    sock = exchange._client.transport.get_extra_info("socket")  # type: ignore[union-attr]
+    sock = exchange._client.transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     may_send.set()
     return proxy, upstream, response

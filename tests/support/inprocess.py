@@ -7,13 +7,14 @@ async with in_process_proxy(upstream.url, tmp_path, store.url) as proxy:
 """
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from aiohttp import web
 
-from meter_proxy.app import build_app
+from meter_proxy.app import build_app, front_door, listening
 from meter_proxy.config.load import load_config
 from meter_proxy.gateway.gateway import Gateway
 from meter_proxy.ledger.slots import Slot
@@ -21,6 +22,8 @@ from meter_proxy.plugin import MeterProxy
 from meter_proxy.usage import UsageRecord
 from tests.support.config import ENVIRONMENT, basic_config, write_config
 from tests.support.waiting import until
+
+Lane: TypeAlias = Literal["front", "aiohttp"]
 
 
 class InProcessProxy:
@@ -56,17 +59,43 @@ class InProcessProxy:
 
 @contextlib.asynccontextmanager
 async def in_process_proxy(
-    upstream_url: str, directory: Path, store_url: str, *, environment: dict[str, str] | None = None, **members: Any
+    upstream_url: str,
+    directory: Path,
+    store_url: str,
+    *,
+    environment: dict[str, str] | None = None,
+    lane: Lane = "front",
+    **members: Any,
 ) -> AsyncIterator[InProcessProxy]:
-    """Serve `basic_config(upstream_url)` with `members` on a free loopback port."""
+    """Serve `basic_config(upstream_url)` with `members` on a free loopback port.
+
+    `lane` front: as `serve` does; aiohttp: as the plugin does, all requests by aiohttp's server.
+    """
     path = write_config(directory, basic_config(upstream_url, directory, **members))
     config = load_config(path, environment or ENVIRONMENT)
     installed = MeterProxy(config, store_url=store_url)
-    async with serving(build_app(installed)) as url:
+    served = serving(build_app(installed)) if lane == "aiohttp" else serving_in_front(installed)
+    async with served as url:
         proxy = InProcessProxy(installed)
         proxy.url = url
         proxy.listen_in()
         yield proxy
+
+
+@contextlib.asynccontextmanager
+async def serving_in_front(installed: MeterProxy) -> AsyncIterator[str]:
+    """The worker's own server on a free loopback port; its base URL with /v1."""
+    runner = web.AppRunner(build_app(installed), access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    sock = socket.create_server(("127.0.0.1", 0))
+    door = front_door(runner, installed)
+    try:
+        async with listening(door, sock):
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
+    finally:
+        await installed.drain()
+        door.close()
+        await runner.cleanup()
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from meter_proxy.gateway.client import ClientConnection
+from meter_proxy.gateway.client import Client
 from meter_proxy.gateway.http1 import Framing, ResponseHead
 from meter_proxy.gateway.relay import Relay
 from meter_proxy.ledger.slots import Progress, SlotTable, read_live
@@ -52,7 +52,7 @@ async def relay(tmp_path: Path) -> Relay:
 
 def begin(relay: Relay, client: LooksIntoTheSlot, content_type: str) -> None:
     relay.on_head(ResponseHead(200, "OK", (("content-type", content_type),), Framing.CHUNKED, 0, True))
-    relay.begin(cast(ClientConnection, client), idle_s=60)
+    relay.begin(cast(Client, client))
 
 
 async def test_each_event_is_in_the_slot_before_the_client_has_it(relay: Relay, tmp_path: Path) -> None:

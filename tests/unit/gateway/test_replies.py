@@ -7,7 +7,14 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from meter_proxy.errors import ClientError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
-from meter_proxy.gateway.replies import client_error, cors_headers, preflight, unavailable, upstream_error
+from meter_proxy.gateway.replies import (
+    client_error,
+    cors_headers,
+    preflight,
+    response,
+    unavailable,
+    upstream_error_answer,
+)
 
 PLAIN = make_mocked_request("POST", "/v1/chat/completions")
 BROWSER = make_mocked_request("POST", "/v1/chat/completions", headers={"Origin": "http://localhost:5173"})
@@ -29,21 +36,21 @@ def body_of(response: web.Response) -> dict[str, dict[str, object]]:
 )
 def test_an_upstreams_failure_names_nothing_of_the_inside(exc: UpstreamError, status: int, code: str) -> None:
     """The client learns what happened, the operator's log to whom."""
-    response = upstream_error(PLAIN, exc, "req_1")
-    error = body_of(response)["error"]
-    assert (response.status, error["type"], error["code"], error["param"]) == (status, "server_error", code, None)
+    made = response(PLAIN, upstream_error_answer(exc, "req_1"))
+    error = body_of(made)["error"]
+    assert (made.status, error["type"], error["code"], error["param"]) == (status, "server_error", code, None)
     assert "secret-name" not in str(error["message"])
-    assert response.headers["x-request-id"] == response.headers["x-meter-request-id"] == "req_1"
+    assert made.headers["x-request-id"] == made.headers["x-meter-request-id"] == "req_1"
 
 
 def test_a_refusal_carries_its_param_and_headers() -> None:
     """As the ClientError says."""
     exc = ClientError(400, "invalid_type", "no", param="stream", headers=(("x-should-retry", "false"),))
-    response = client_error(PLAIN, exc)
-    assert body_of(response) == {
+    made = client_error(PLAIN, exc)
+    assert body_of(made) == {
         "error": {"message": "no", "type": "invalid_request_error", "param": "stream", "code": "invalid_type"}
     }
-    assert response.headers["x-should-retry"] == "false"
+    assert made.headers["x-should-retry"] == "false"
 
 
 def test_browsers_may_read_errors_and_nobody_else_sees_cors() -> None:

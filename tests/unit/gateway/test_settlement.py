@@ -6,6 +6,7 @@ import pytest
 
 from meter_proxy.config.lookup import ResolvedModel
 from meter_proxy.config.schema import Price
+from meter_proxy.gateway.headers import Forwarded
 from meter_proxy.gateway.inbound import Call, Caller
 from meter_proxy.gateway.settlement import make_admission, rfc3339
 from meter_proxy.metering.pricing import TokenPrice
@@ -37,7 +38,7 @@ def test_an_admission_says_by_value_all_that_its_record_needs() -> None:
         "/chat/completions",
         parse_body(body, Operation.CHAT),
         model,
-        (("Authorization", "Bearer sk-secret"),),
+        Forwarded(b"Authorization: Bearer sk-secret\r\n", False),
         "mine",
     )
     admission = make_admission(call, "req_1", admitted_at=0.0, upstream="b", prompt_always=True)

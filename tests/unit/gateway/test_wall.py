@@ -11,11 +11,13 @@ from typing import Any, cast
 import pytest
 
 from meter_proxy.errors import UpstreamUnavailable
-from meter_proxy.gateway.client import ClientConnection, ClientGone
+from meter_proxy.gateway.client import Client as AnyClient
+from meter_proxy.gateway.client import ClientGone
 from meter_proxy.gateway.http1 import Framing, ResponseHead
 from meter_proxy.gateway.relay import QuotaReached, Relay
 from meter_proxy.gateway.upstream import UpstreamConnection
 from meter_proxy.gateway.wall import events_in
+from meter_proxy.gateway.watch import Times
 from meter_proxy.ledger.grants import UNBOUNDED
 from meter_proxy.ledger.slots import SlotTable, read_live
 from meter_proxy.metering.injection import NOTHING_HIDDEN, Hidden
@@ -86,7 +88,7 @@ class Rig:
         self.relay = Relay(self._meter, slot, WorkerStats(), client_stall_s=60, allowance=allowance)
         self.client = Client()
         self.connection = Connection()
-        self.relay.open(cast(UpstreamConnection, self.connection), b"", first_byte_s=60, total_s=60)
+        self.relay.open(cast(UpstreamConnection, self.connection), b"", Times(first_byte_s=60, idle_s=60, total_s=60))
 
     def _meter(self, head: ResponseHead) -> Meter:
         return meter_for(
@@ -104,7 +106,7 @@ class Rig:
 
     def begin(self, content_type: str = SSE) -> None:
         self.head(content_type)
-        self.relay.begin(cast(ClientConnection, self.client), idle_s=60)
+        self.relay.begin(cast(AnyClient, self.client))
 
     def say(self, *reads: bytes) -> None:
         for read in reads:
@@ -367,7 +369,7 @@ async def test_what_came_before_the_reply_began_is_cut_too(rig: Callable[..., Ri
     one = rig(ScriptedAllowance(2, "stop", at_once=True))
     one.head()
     one.say(b"".join(WORDS[:2]), *WORDS[2:])
-    one.relay.begin(cast(ClientConnection, one.client), idle_s=60)
+    one.relay.begin(cast(AnyClient, one.client))
     assert await one.is_cut()
     assert one.client.received == b"".join(WORDS[:3])
 
