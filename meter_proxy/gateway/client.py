@@ -148,12 +148,8 @@ class AiohttpClient(asyncio.Protocol):
         self._ends_with_connection = not self._chunked and "Content-Length" not in reply.headers
 
     def write(self, payload: bytes, framed: bytes | None) -> None:
-        if not self._chunked:
-            self.transport.write(payload)
-        elif framed is not None:
-            self.transport.write(framed)
-        else:
-            self.transport.write(chunk(payload))
+        if not self.transport.is_closing():  # a closed one of uvloop raises, before we are told of the loss
+            self.transport.write((framed or chunk(payload)) if self._chunked else payload)
 
     async def end(self) -> None:
         if self._reply is not None:

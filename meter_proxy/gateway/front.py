@@ -215,7 +215,7 @@ class Front(asyncio.Protocol):
         else:
             self._chunked = True
             framing = b"Transfer-Encoding: chunked\r\n"
-        self.transport.write(
+        self._send(
             b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n"
             % (
                 head.status,
@@ -231,19 +231,19 @@ class Front(asyncio.Protocol):
         self.begin_now(head)
 
     def write(self, payload: bytes, framed: bytes | None) -> None:
-        if not self._chunked:
-            self.transport.write(payload)
-        elif framed is not None:
-            self.transport.write(framed)
-        else:
-            self.transport.write(chunk(payload))
+        self._send((framed or chunk(payload)) if self._chunked else payload)
+
+    def _send(self, data: bytes) -> None:
+        # A connection may be closed, and we not told yet: a closed transport of uvloop takes nothing, and says so.
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     def end_now(self) -> None:
         """The reply is whole."""
         if not self._is_over:
             self._is_over = True
             if self._chunked:
-                self.transport.write(LAST_CHUNK)
+                self._send(LAST_CHUNK)
 
     async def end(self) -> None:
         self.end_now()
@@ -258,7 +258,7 @@ class Front(asyncio.Protocol):
 
     def answer(self, answer: Answer) -> None:
         self._is_over = True
-        self.transport.write(
+        self._send(
             b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\n%b\r\n%b"
             % (
                 answer.status,

@@ -27,7 +27,11 @@ _MAX_LENGTH_DIGITS = 12
 
 _LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)[ \t]*")
 _CREDENTIALS = frozenset({"authorization", "api-key", "x-api-key"})
-_NOT_PLAIN = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer", "origin", "proxy-authorization"})
+_NOT_PLAIN = frozenset({
+    "transfer-encoding", "expect", "upgrade", "te", "trailer", "origin", "proxy-authorization",
+    # Of these aiohttp takes one only; nobody sends them with a request anyway.
+    "content-location", "content-range", "etag", "max-forwards", "server",
+})  # fmt: skip
 # Ones that aiohttp's server acts on, or that say something of the body, or of how to reach us.
 _ONLY_AS = {
     "connection": frozenset({"keep-alive"}),
@@ -56,13 +60,22 @@ class _RequestId(NamedTuple):
     text: str
 
 
+class _Single(NamedTuple):
+    """A header that may stand once only."""
+
+    bit: int
+    line: bytes  # as it goes on; empty: it does not
+
+
 class _Mark:
     """What to do with a line."""
 
 
-_DROP, _HAND_OVER, _HOST = _Mark(), _Mark(), _Mark()
+_DROP, _HAND_OVER = _Mark(), _Mark()
+_HOST, _CONTENT_TYPE, _USER_AGENT = 1, 2, 4
+_SINGLES = {"host": _HOST, "content-type": _CONTENT_TYPE, "user-agent": _USER_AGENT}
 # Bytes: the line goes on so. An int: the length of the body.
-_Verdict = bytes | int | _Credential | _RequestId | _Mark
+_Verdict = bytes | int | _Single | _Credential | _RequestId | _Mark
 
 
 class PlainHeads:
@@ -97,7 +110,7 @@ class PlainHeads:
         del lines[0]
         known = self._known
         forwarded: list[bytes] = []
-        hosts, length = 0, -1
+        singles, length = 0, -1
         caller, request_id = self._anonymous, None
         for line in lines:
             verdict = known.get(line)
@@ -108,8 +121,13 @@ class PlainHeads:
                 forwarded.append(verdict)  # type: ignore[arg-type]
             elif verdict is _DROP:
                 pass
-            elif verdict is _HOST:
-                hosts += 1
+            elif kind is _Single:
+                bit, line_on = verdict  # type: ignore[misc]
+                if singles & bit:
+                    return None
+                singles |= bit
+                if line_on:
+                    forwarded.append(line_on)  # type: ignore[arg-type]
             elif kind is int:
                 if length >= 0:
                     return None
@@ -125,7 +143,7 @@ class PlainHeads:
                 forwarded.append(b"X-Request-Id: %b\r\n" % request_id.encode())
             else:
                 return None
-        if caller is None or hosts != 1 or not 0 <= length <= self._max_body_bytes:
+        if caller is None or not singles & _HOST or not 0 <= length <= self._max_body_bytes:
             return None
         return PlainHead(route, caller, Forwarded(b"".join(forwarded), request_id is not None), request_id, length)
 
@@ -162,13 +180,14 @@ class PlainHeads:
         return _HAND_OVER if caller is None else _Credential(caller)
 
     def _plain(self, spelled: str, name: str, value: str) -> _Verdict:
-        if name == "host":
-            return _HOST
         if name == "content-length":
             return int(value) if value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS else _HAND_OVER
         if name in _NOT_PLAIN or value.lower() not in _ONLY_AS.get(name, (value.lower(),)):
             return _HAND_OVER
-        return f"{spelled}: {value}\r\n".encode() if goes_on(name) else _DROP
+        line = f"{spelled}: {value}\r\n".encode() if goes_on(name) else b""
+        if name in _SINGLES:
+            return _Single(_SINGLES[name], line)
+        return line or _DROP
 
     def __repr__(self) -> str:
         return f"<PlainHeads {len(self._routes)} routes, {len(self._known)} lines remembered>"

@@ -1,0 +1,204 @@
+"""The raw front, by its bytes: what it takes, what it hands over, and in what order."""
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from meter_proxy.errors import ClientError
+from meter_proxy.gateway.client import PlainClient, ReplyHead
+from meter_proxy.gateway.front import HIGH_WATER_BYTES, Front, FrontDoor
+from meter_proxy.gateway.gateway import Gateway
+from meter_proxy.gateway.headers import ReplyFields
+from meter_proxy.gateway.inbound import Inbound
+from meter_proxy.gateway.plain import PlainHead, PlainHeads
+from meter_proxy.gateway.replies import client_error_answer
+from tests.unit.gateway.plain_requests import CONFIG, request
+
+
+class Transport:
+    """Keeps what is written; `closes_unheard`: the connection is gone, and nobody was told."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.closing = False
+        self.aborted = False
+        self.reading = True
+        self.protocol: object = None
+
+    def write(self, data: bytes) -> None:
+        if self.closing:
+            raise RuntimeError("the handler is closed")
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_protocol(self, protocol: object) -> None:
+        self.protocol = protocol
+
+
+class SlowLane(asyncio.Protocol):
+    """What gets the bytes that are not plain."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.is_connected = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.is_connected = True
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+
+
+class FakeGateway:
+    """Reads heads like the real one, and keeps what it is to serve."""
+
+    def __init__(self) -> None:
+        heads = PlainHeads(Inbound(CONFIG), CONFIG)
+        self.plain_head = lambda block: heads.read(block, 0.0)
+        self.may_be_plain = heads.may_begin
+        self.served: list[tuple[PlainHead, bytes]] = []
+
+    def serve_plain(self, head: PlainHead, body: bytes, client: PlainClient) -> None:
+        self.served.append((head, body))
+
+    def refuse(self, client: PlainClient, exc: ClientError, key_id: str, model: str, asked: object) -> None:
+        client.answer(client_error_answer(exc))
+        client.detach()
+
+
+class Rig:
+    """One connection."""
+
+    def __init__(self, **times: float) -> None:
+        self.gateway = FakeGateway()
+        self.slow = SlowLane()
+        self.transport = Transport()
+        options = {"header_timeout_s": 10.0, "stall_s": 10.0, "keep_alive_s": 10.0, **times}
+        self.door = FrontDoor(lambda: cast(Gateway, self.gateway), lambda: self.slow, **options)
+        self.front = Front(self.door)
+        self.front.connection_made(cast(asyncio.Transport, self.transport))
+
+    def say(self, *reads: bytes) -> None:
+        for read in reads:
+            self.front.data_received(read)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [body for _, body in self.gateway.served]
+
+    def answered(self, **more: Any) -> None:
+        """The request that is served gets its whole reply."""
+        self.front.begin_now(ReplyHead(200, "OK", ReplyFields((), b"", ""), (), **{"length": None, **more}))
+        self.front.end_now()
+        self.front.detach()
+
+
+async def test_a_plain_request_is_served_however_it_is_cut() -> None:
+    """Whole, and one byte at a time."""
+    whole, dripping = Rig(), Rig()
+    whole.say(request(b'{"a":1}'))
+    dripping.say(*[bytes([byte]) for byte in request(b'{"a":1}')])
+    assert whole.bodies == dripping.bodies == [b'{"a":1}']
+    assert not whole.slow.is_connected
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60, 120])
+async def test_what_is_not_plain_is_handed_over_with_every_byte(cut: int) -> None:
+    """And the connection for good."""
+    rig = Rig()
+    raw = request(b"{}").replace(b"Host: x\r\n", b"Host: x\r\nExpect: 100-continue\r\n")
+    rig.say(raw[:cut], raw[cut:])
+    assert rig.transport.protocol is rig.slow
+    assert rig.slow.received == raw
+    assert rig.gateway.served == []
+    assert len(rig.door.heads) == len(rig.door.idle) == 0
+
+
+async def test_requests_are_answered_one_after_the_other() -> None:
+    """Those that came early wait, in order; so much of them is kept, and the rest stays in the kernel."""
+    rig = Rig()
+    rig.say(request(b"1") + request(b"2"), request(b"3"))
+    assert rig.bodies == [b"1"]
+    rig.answered()
+    await asyncio.sleep(0)
+    assert rig.bodies == [b"1", b"2"]
+    rig.say(b"x" * HIGH_WATER_BYTES)
+    assert not rig.transport.reading
+    rig.answered()
+    await asyncio.sleep(0)
+    assert rig.bodies == [b"1", b"2", b"3"]
+    assert rig.transport.reading
+
+
+async def test_a_reply_is_framed_as_its_head_says() -> None:
+    """Chunks without a length, plain bytes with one, nothing for a status that has no body."""
+    rig = Rig()
+    rig.say(request(b"1"))
+    rig.front.begin_now(ReplyHead(200, "OK", ReplyFields((), b"A: b\r\n", ""), (("x-c", "d"),), None))
+    rig.front.write(b"ab", None)
+    rig.front.write(b"cd", b"2\r\ncd\r\n")
+    rig.front.end_now()
+    rig.front.end_now()
+    head, _, body = rig.transport.written.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\nA: b\r\nx-c: d\r\nTransfer-Encoding: chunked\r\nDate: ")
+    assert body == b"2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n"
+    rig.front.detach()
+    rig.transport.written = b""
+    rig.say(request(b"2"))
+    rig.answered(length=0)
+    assert b"Content-Length: 0\r\n" in rig.transport.written
+    assert rig.transport.written.endswith(b"\r\n\r\n")
+
+
+async def test_a_reply_without_its_end_ends_the_connection() -> None:
+    """Nobody shall take it for whole."""
+    rig = Rig()
+    rig.say(request(b"1"))
+    rig.front.begin_now(ReplyHead(200, "OK", ReplyFields((), b"", ""), (), None))
+    rig.front.detach()
+    assert rig.transport.aborted
+
+
+async def test_a_connection_that_is_gone_unheard_takes_everything_and_nothing_happens() -> None:
+    """uvloop's transports raise when they are closed; the loss is told a moment later."""
+    rig = Rig()
+    rig.say(request(b"1"))
+    rig.transport.closing = True
+    rig.front.begin_now(ReplyHead(200, "OK", ReplyFields((), b"", ""), (), None))
+    rig.front.write(b"a", None)
+    rig.front.end_now()
+    rig.front.answer(client_error_answer(ClientError(400, "a", "b")))
+    assert rig.transport.written == b""
+
+
+async def test_heads_bodies_and_idle_connections_have_their_time() -> None:
+    """A half head is cut off; a half body gets a 408; an idle connection is closed."""
+    half_head, half_body, idle = (Rig(header_timeout_s=0.01, stall_s=0.01, keep_alive_s=0.01) for _ in range(3))
+    half_head.say(request(b"1")[:40])
+    half_body.say(request(b"12345")[:-2])
+    idle.say(request(b"1"))
+    idle.answered()
+    await asyncio.sleep(0.1)
+    assert half_head.transport.aborted
+    assert half_body.transport.written.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert half_body.transport.closing
+    assert idle.transport.closing
+    assert not idle.transport.aborted
