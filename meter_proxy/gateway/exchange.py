@@ -132,10 +132,15 @@ class Exchange:
         relay, client = self.relay, self._plain_client
         assert client is not None
         try:
-            if relay.error is not None or relay.client_lost or relay.cut_by_quota or self._waits_for_client():
+            if (
+                relay.error is not None
+                or relay.client_lost
+                or relay.cut_by_quota
+                or (relay.ended and relay.client_is_slow)
+            ):
                 self._tell_story()
             elif not self._has_begun:
-                head = relay.head_so_far
+                head = relay.response_head
                 if head is None:
                     return
                 if self._ahead is not None and self._ahead.include_usage and _may_be_our_fault(head):
@@ -150,9 +155,6 @@ class Exchange:
                 self._settle()
         except Exception:
             self._fail()
-
-    def _waits_for_client(self) -> bool:
-        return self.relay.ended and self.relay.client_is_slow
 
     def _tell_story(self) -> None:
         self.relay.on_news = None

@@ -6,6 +6,7 @@ of the configuration, the pools, the ledger, the counters.
 
 import asyncio
 import logging
+import random
 import secrets
 import time
 
@@ -57,6 +58,7 @@ class Gateway:
         self.quotas = QuotaGate(RuleBook(config), ledger, stats)
         self._inbound = Inbound(config)
         self._plain_heads = PlainHeads(self._inbound, config)
+        self._random_bits = random.Random(secrets.randbits(256)).getrandbits  # ids are no secrets
         self.in_flight: set[Exchange] = set()
         self._all_settled = asyncio.Event()
         ledger.place_keys({key.id: key.account_id for key in config.keys})
@@ -173,7 +175,7 @@ class Gateway:
         upstream = call.model.upstreams[0]
         admission = make_admission(
             call,
-            f"req_{secrets.token_hex(12)}",
+            f"req_{self._random_bits(96):024x}",
             admitted_at=self.ledger.now(),
             upstream=upstream,
             prompt_always=self.config.upstreams[upstream].bill_prompt == "always",

@@ -21,7 +21,8 @@ from meter_proxy.gateway.routes import METERED, Route
 
 MAX_HEAD_BYTES = 8_190  # aiohttp's bound of a single line; a head so long is nothing for a short cut
 MAX_LINES = 64
-MAX_REMEMBERED = 4_096
+MAX_REMEMBERED = 4_096  # lines
+MAX_HEADS = 1_024
 LONGEST_REMEMBERED_BYTES = 256
 _MAX_LENGTH_DIGITS = 12
 
@@ -91,6 +92,7 @@ class PlainHeads:
         }
         self._anonymous = inbound.caller(None, 0.0)
         self._known: dict[bytes, _Verdict] = {}
+        self._heads: dict[bytes, PlainHead] = {}
 
     def may_begin(self, beginning: bytes) -> bool:
         """Whether a head that is not whole yet may become a plain one."""
@@ -103,6 +105,17 @@ class PlainHeads:
 
     def read(self, block: bytes, now: float) -> PlainHead | None:
         """The head in `block` (without its blank line) at `now` (Unix seconds); None if it is not plain."""
+        plain = self._heads.get(block)
+        if plain is None:
+            plain = self._read(block, now)
+            # The same head comes again with each body of the same length; less those that are for once.
+            if plain is not None and plain.client_request_id is None and not _expires(plain.caller):
+                if len(self._heads) >= MAX_HEADS:
+                    self._heads.clear()
+                self._heads[block] = plain
+        return plain
+
+    def _read(self, block: bytes, now: float) -> PlainHead | None:
         lines = block.split(b"\r\n")
         route = self._routes.get(lines[0])
         if route is None or len(block) > MAX_HEAD_BYTES or len(lines) > MAX_LINES:
@@ -159,7 +172,7 @@ class PlainHeads:
             verdict = self._credential(name, value, now)
             if verdict is _HAND_OVER:
                 return verdict  # not remembered: there is no end of wrong ones
-            if isinstance(verdict, _Credential) and verdict.caller.key is not None and verdict.caller.key.expires_at:
+            if isinstance(verdict, _Credential) and _expires(verdict.caller):
                 return verdict  # it must be looked at each time
         else:
             verdict = self._plain(found[1].decode(), name, value)
@@ -191,3 +204,7 @@ class PlainHeads:
 
     def __repr__(self) -> str:
         return f"<PlainHeads {len(self._routes)} routes, {len(self._known)} lines remembered>"
+
+
+def _expires(caller: Caller) -> bool:
+    return caller.key is not None and caller.key.expires_at is not None

@@ -47,11 +47,13 @@ class Relay:
     lost_by_cut = False  # the client was there until the cut
     cut_by_quota = False
     meter: Meter | None = None
+    response_head: ResponseHead | None = None  # of the answer, once it is there
+    client_is_slow = False  # it has not taken yet what was written
+    is_at_wall = False  # all that is granted is delivered; `_held` is what came after
     first_byte_at: float | None = None
     first_token_at: float | None = None
     _connection: UpstreamConnection | None = None
     _client: Client | None = None
-    _head: ResponseHead | None = None
     _early_bytes = 0
     _wake: asyncio.Future[None] | None = None
     _stall_timer: asyncio.TimerHandle | None = None
@@ -61,12 +63,10 @@ class Relay:
     _reads = 0
     _reads_at_tick = 0
     _idle_ticks = 0
-    _client_is_slow = False
     _flushed = False
     _last_read: tuple[bytes, bytes | None] | None = None  # held back: see _pass
     _drain_over = False
     _spent = 0  # output tokens so far: as the upstream counts them, else one per content event
-    _at_wall = False  # all that is granted is delivered; `_held` is what came after
     _delivers = True  # else what comes is only counted
     _drains_within_quota = False
     _is_coded = False  # its events cannot be told apart where a read is cut
@@ -110,7 +110,7 @@ class Relay:
     def open(self, connection: UpstreamConnection, request: bytes, times: Times) -> None:
         """Send the request; from here on the answer arrives."""
         self._connection = connection
-        self._head = self.error = None
+        self.response_head = self.error = None
         self.ended = False
         if self._total is None:
             self._total = times.total
@@ -119,21 +119,11 @@ class Relay:
         times.first_byte.add(self)
         connection.send(request, self)
 
-    @property
-    def head_so_far(self) -> ResponseHead | None:
-        """The head of the answer, once it is there."""
-        return self._head
-
-    @property
-    def is_at_wall(self) -> bool:
-        """All that is granted is delivered, and more may come."""
-        return self._at_wall
-
     async def head(self) -> ResponseHead:
-        while self._head is None:
+        while self.response_head is None:
             self._raise_ending()
             await self._news()
-        return self._head
+        return self.response_head
 
     async def skip_body(self, timeout_s: float) -> None:
         """Let a refused answer pass unread, so that its connection can be used again."""
@@ -157,14 +147,14 @@ class Relay:
                 self._forward(*early[0])
             else:
                 self._forward(b"".join(payload for payload, _ in early), None)
-            if self._early_bytes > HIGH_WATER_BYTES and not self._client_is_slow:
+            if self._early_bytes > HIGH_WATER_BYTES and not self.client_is_slow:
                 self._resume_upstream()
         if self._times is not None and not self.ended:
             self._times.idle.add(self)
 
     async def whole(self) -> None:
         """Wait until all of the answer has passed, and what the meter still held has been sent."""
-        while not self.ended or self._at_wall:
+        while not self.ended or self.is_at_wall:
             self._raise_ending()
             await self._news()
         self._raise_ending()
@@ -172,7 +162,7 @@ class Relay:
 
     def stop_delivery(self) -> None:
         """Nobody gets any more of the answer: what is held, and what still comes, is only counted."""
-        self._delivers = self._at_wall = False
+        self._delivers = self.is_at_wall = False
         early, self._early = self._early or [], None
         for payload, _ in early:
             self._count(payload)
@@ -209,7 +199,7 @@ class Relay:
         meter = self.meter
         if meter is not None and not self._flushed:
             self._flushed = True
-            if self._at_wall:  # what stands behind it is not what comes next
+            if self.is_at_wall:  # what stands behind it is not what comes next
                 self.stop_delivery()
             # Half of a JSON document is not one that cannot be read: it has no end to be read at.
             rest = meter.finish() if self.ended or not meter.reads_at_end else b""
@@ -250,7 +240,7 @@ class Relay:
         self.first_byte_at = perf_counter()
         if self._times is not None:
             self._times.first_byte.discard(self)
-        self._head = head
+        self.response_head = head
         self.meter = self._make_meter(head)
         self._is_coded = isinstance(self.meter, CodedMeter)
         self._notify()
@@ -291,7 +281,7 @@ class Relay:
         """A part of the idle time is over."""
         if self.ended or self.error is not None or self._times is None:
             return
-        if self._reads != self._reads_at_tick or self._client_is_slow or self._at_wall:
+        if self._reads != self._reads_at_tick or self.client_is_slow or self.is_at_wall:
             self._reads_at_tick, self._idle_ticks = self._reads, 0
         if self._idle_ticks > IDLE_TICKS:
             self.too_slow("sent nothing", idle_s)
@@ -301,19 +291,14 @@ class Relay:
 
     # News of the client.
 
-    @property
-    def client_is_slow(self) -> bool:
-        """It has not taken yet what was written."""
-        return self._client_is_slow
-
     def on_client_lost(self) -> None:
         if self.client_lost:
             return
         meter = self.meter
         self.client_lost = True
-        seen_all = self._early is None and not self._client_is_slow
+        seen_all = self._early is None and not self.client_is_slow
         self.finished_at_loss = seen_all and meter is not None and (meter.finished or meter.done)
-        self._client_is_slow = False
+        self.client_is_slow = False
         self._client = None
         if self._stall_timer is not None:
             self._stall_timer.cancel()
@@ -322,19 +307,19 @@ class Relay:
         self._notify()
 
     def on_client_slow(self) -> None:
-        self._client_is_slow = True
+        self.client_is_slow = True
         if self._delivers and self._connection is not None and not self.ended and self.error is None:
             self._connection.transport.pause_reading()
         self._watch_stall(self._client.unsent_bytes() if self._client else 0)
 
     def on_client_ready(self) -> None:
-        self._client_is_slow = False
+        self.client_is_slow = False
         if self._stall_timer is not None:
             self._stall_timer.cancel()
         self._resume_upstream()
 
     def _resume_upstream(self) -> None:
-        if self._at_wall:
+        if self.is_at_wall:
             return
         if self._connection is not None and not self.ended and self.error is None:
             self._connection.transport.resume_reading()
@@ -344,7 +329,7 @@ class Relay:
 
     def _on_stall(self, unsent_before: int) -> None:
         client = self._client
-        if client is None or not self._client_is_slow:
+        if client is None or not self.client_is_slow:
             return
         unsent = client.unsent_bytes()
         if unsent < unsent_before:  # slow, but alive
@@ -358,7 +343,7 @@ class Relay:
     def _forward(self, payload: bytes, framed: bytes | None) -> None:
         if self._allowance is None:
             self._pass(payload, framed)
-        elif self._at_wall:
+        elif self.is_at_wall:
             self._held.append(payload)
         elif self._delivers:
             self._pass_within(self._allowance, payload, framed)
@@ -410,22 +395,22 @@ class Relay:
         self._held = [rest] if rest else []
         if self._connection is not None and not self.ended and self.error is None:
             self._connection.transport.pause_reading()
-        self._at_wall = True
+        self.is_at_wall = True
         if self._allowance is not None and self._allowance.exhausted is not None:
             self._cut()
 
     def _on_allowance(self) -> None:
         """More was granted, or there will be no more."""
         allowance = self._allowance
-        if allowance is None or not self._at_wall or self.client_lost or self.cut_by_quota:
+        if allowance is None or not self.is_at_wall or self.client_lost or self.cut_by_quota:
             return
         if self._spent < allowance.granted:
-            self._at_wall = False
+            self.is_at_wall = False
             held, self._held = self._held, []
             for payload in held:
                 self._forward(payload, None)
-            if not self._at_wall:
-                if not self._client_is_slow:
+            if not self.is_at_wall:
+                if not self.client_is_slow:
                     self._resume_upstream()
                 self._notify()
         elif allowance.exhausted is not None:
