@@ -7,6 +7,7 @@ Four kinds of figures of the worker, chosen so that the machine's mood is not in
     cpu            its CPU time by that of a fixed loop on the same core, run in turn with it; a median of rounds
     instructions   machine instructions in user space, by perf; only where the processor's counter can be read
 
+What seems to have risen is measured twice, as what is recorded was, and the lower counts: others' work only adds.
 A figure that has risen by more than 15% since `make bench-record` is printed, and the exit code is 1.
 
     python -m tests.bench.check             compare with tests/bench/recorded.json
@@ -45,9 +46,17 @@ from tests.bench.targets import KEY, METER_PROXY, Target, find, running
 
 RECORDED = Path(__file__).parent / "recorded.json"
 MAY_RISE = 0.15
-ROUNDS = 5
+ROUNDS, SECONDS = 7, 1.5  # of CPU time
+COUNTED_SECONDS = 4.0  # of the loads under which is counted: periodic work averages out
 COUNTING = Path(__file__).parent / "counting"
-# The same units as LOADS, at loads that keep the worker busy: its CPU time is then least disturbed.
+# For counting: the proxy is never behind, and the rate shares no rhythm with its timers, or each run would meet another
+# phase of them and count another number of writes.
+COUNTED_LOADS = {
+    "paced chunk": LOADS["paced chunk"],
+    "short stream": ("--stream --model m-n1-d0 --rate 37 --connections 16", "requests"),
+    "plain request": ("--model m --rate 37 --connections 16", "requests"),
+}
+# For CPU time: loads that keep the worker busy, so that it is disturbed least.
 BUSY_LOADS = {
     "paced chunk": ("--stream --model m-n200-d20 --connections 100", "events"),
     "short stream": ("--stream --model m-n1-d0 --connections 16", "requests"),
@@ -122,25 +131,25 @@ class Gate:
         process, _ = running(target, self._directory / "proxy", self._mock.port, workers=1, files=self._files)
         return process
 
-    def _options(self, process: Running, load: str) -> list[str]:
+    def _options(self, process: Running, load: str, seconds: float = COUNTED_SECONDS) -> list[str]:
         return [
             *("--port", str(process.port), "--mock-port", str(self._mock.port), "--key", KEY),
-            *("--seconds", str(self._seconds), *load.split()),
+            *("--seconds", str(seconds), *load.split()),
         ]
 
     def bytecodes(self) -> dict[str, float]:
         """Of the main thread of the worker."""
         counts = self._directory / "counts"
-        counts.mkdir()
+        counts.mkdir(exist_ok=True)
         env = {"PYTHONPATH": f"{COUNTING}{os.pathsep}{REPOSITORY}", "METER_PROXY_COUNT": str(counts)}
         figures = {}
         with self._start(replace(self._target, env=tuple(env.items()))) as process:
             worker = worker_of(process, self._generator)
             time.sleep(2)  # the books of that load are written
             with _counting_bytecodes(worker, counts) as idle:
-                time.sleep(self._seconds)
+                time.sleep(COUNTED_SECONDS)
             figures[f"{BYTECODES} per idle second"] = idle.executed / idle.seconds
-            for unit, (load, units) in LOADS.items():
+            for unit, (load, units) in COUNTED_LOADS.items():
                 with _counting_bytecodes(worker, counts) as busy:
                     total = self._generator.load(self._options(process, load), within_s=60)["total"]
                 spent = busy.executed - idle.executed * busy.seconds / idle.seconds
@@ -152,9 +161,9 @@ class Gate:
         figures = {}
         with self._start(self._target) as process:
             worker = worker_of(process, self._generator)
-            for unit, (load, units) in LOADS.items():
+            for unit, (load, units) in COUNTED_LOADS.items():
                 counts = per_unit(
-                    process, worker, self._generator, self._mock, load, units=units, seconds=self._seconds
+                    process, worker, self._generator, self._mock, load, units=units, seconds=COUNTED_SECONDS
                 )
                 figures[f"{SYSCALLS} per {unit}"] = counts[ALL_CALLS]
         return figures
@@ -167,7 +176,9 @@ class Gate:
             reference_us = [_reference_us()]
             for _ in range(self._rounds):
                 for unit, (load, units) in BUSY_LOADS.items():
-                    figures = self._generator.load([*self._options(process, load), "--pids", str(worker)], within_s=60)
+                    figures = self._generator.load(
+                        [*self._options(process, load, self._seconds), "--pids", str(worker)], within_s=60
+                    )
                     reference_us.append(_reference_us())
                     cpu_us = figures["cpu_s"] * 1e6 / figures[units]
                     ratios[unit].append(cpu_us / statistics.mean(reference_us[-2:]))
@@ -181,7 +192,7 @@ class Gate:
         figures = {}
         with self._start(self._target) as process:
             worker = worker_of(process, self._generator)
-            for unit, (load, units) in LOADS.items():
+            for unit, (load, units) in COUNTED_LOADS.items():
                 command = [perf, "stat", "-x", ",", "-e", "instructions:u", "-p", str(worker)]
                 counting = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
                 time.sleep(0.3)
@@ -246,7 +257,7 @@ def main() -> int:
     )
     parser.add_argument("--record", action="store_true", help=f"write {RECORDED.name} instead of comparing with it")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of CPU time (default: {ROUNDS})")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each load (default: 2)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of each load for it (default: {SECONDS})")
     options = parser.parse_args()
     stay_off_the_proxys_cpu()
     measured: dict[str, float] = {}
@@ -254,8 +265,12 @@ def main() -> int:
         generator = Generator()
         with generator.mock(Path(name) / "mock") as mock:
             gate = Gate(generator, mock, Path(name), rounds=options.rounds, seconds=options.seconds)
-            for kind in (gate.bytecodes, gate.syscalls, gate.cpu, gate.instructions):
-                measured |= kind()
+            for measure in (gate.bytecodes, gate.syscalls, gate.cpu, gate.instructions):
+                figures = measure()
+                if options.record or any(each.is_fault for each in compare(_recorded(figures), figures)):
+                    again = measure()
+                    figures = {name: min(value, again[name]) for name, value in figures.items()}
+                measured |= figures
     has_instructions = any(figure.startswith(INSTRUCTIONS) for figure in measured)
     methods = "bytecodes, system calls and CPU time by a reference loop"
     print(f"method: {methods}{', and machine instructions by perf' if has_instructions else ''}")
@@ -286,6 +301,12 @@ def main() -> int:
         print(f"too much: {each.name}: {each}")
     print(f"{len(faults)} of {len(differences)} figures are more than {MAY_RISE:.0%} above the record, or gone")
     return 1 if faults else 0
+
+
+def _recorded(figures: Mapping[str, float]) -> dict[str, float]:
+    """What of these figures is in the record."""
+    record = json.loads(RECORDED.read_text())["figures"]
+    return {name: record[name] for name in figures if name in record}
 
 
 def _minor(version: str) -> list[str]:

@@ -21,6 +21,7 @@ from tests.bench.compare import scraping
 from tests.bench.generator import Generator, finish_load
 from tests.bench.results import brief, markdown
 from tests.bench.rig import Running, get, raise_open_files, stay_off_the_proxys_cpu
+from tests.bench.scenarios import FOREVER
 from tests.bench.targets import KEY, METER_PROXY, METER_PROXY_CONFIG, Place, find, running
 
 KEYS = 150  # a key has about 17 series here: three quotas with four each, and what it has used
@@ -29,7 +30,7 @@ EXTRA_KEY = """\
     secret: sha256:{digest}
     quotas: [{{requests: 900M, per: day}}, {{tokens: 900M, per: day}}, {{cost_usd: 1000000, per: month}}]
 """
-STREAMS = "--stream --model m-n200-d20 --connections 100"
+STREAMS = f"--stream --model {FOREVER}-d20 --connections 100"  # none starts or ends meanwhile
 SCRAPE_EVERY_S = 0.5
 PROBES_PER_S = 500
 

@@ -32,9 +32,9 @@ OTHER, ALL_CALLS = "other", "all"
 
 # name of a unit -> the load, and which of its totals counts the units
 LOADS = {
-    "paced chunk": (f"--stream --model {FOREVER}-d20 --connections 20", "finished_events"),
-    "short stream": ("--stream --model m-n1-d0 --rate 50 --connections 16", "requests"),
-    "plain request": ("--model m --rate 50 --connections 16", "requests"),
+    "paced chunk": (f"--stream --model {FOREVER}-d10 --connections 10", "finished_events"),  # few starts, many chunks
+    "short stream": ("--stream --model m-n1-d0 --rate 150 --connections 16", "requests"),
+    "plain request": ("--model m --rate 200 --connections 16", "requests"),
 }
 _ROW = re.compile(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)\s+(?:\d+\s+)?(\w+)$", re.MULTILINE)
 
