@@ -83,6 +83,8 @@ class Bench:
         options += ["--seconds", str(self._seconds * scenario.lasts)]
         if held:
             options += ["--connections", str(held)]
+        if target.is_slow and "--warm-up" not in options:
+            options += ["--warm-up", str(target.warm_up_s)]  # it takes seconds until all streams are on
         if process:
             options += ["--pids", ",".join(map(str, process.pids()))]
         has_books = place is not None and target.name == METER_PROXY

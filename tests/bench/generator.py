@@ -16,7 +16,7 @@ from tests.bench.rig import LOAD_CPU, REPOSITORY, Failed, Running, free_port
 
 SOURCES = Path(__file__).parent / "native"
 CACHE = REPOSITORY / "build" / "bench"
-NATIVE, PYTHON = "native (C)", "Python fallback: no C compiler found"
+NATIVE, PYTHON = "native (C)", "Python fallback"
 
 
 class Generator:
@@ -25,7 +25,7 @@ class Generator:
     def __init__(self, *, native: bool = True) -> None:
         """Compile what is not compiled yet; Failed when the compiler does not like it."""
         compiler = next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None) if native else None
-        self.kind = NATIVE if compiler else PYTHON
+        self.kind = NATIVE if compiler else f"{PYTHON}: {'no C compiler found' if native else 'as asked for'}"
         if compiler:
             self._load: list[str | Path] = [_compiled(compiler, "load")]
             self._mock: list[str | Path] = [_compiled(compiler, "mock")]

@@ -133,7 +133,8 @@ class Target:
     command: Callable[[Place], list[str | Path]] | None
     env: tuple[tuple[str, str], ...] = ()
     ready_within_s: float = 20.0
-    warm_up_s: float = 0.7  # LiteLLM does much at its first requests
+    warm_up_s: float = 0.7
+    is_slow: bool = False  # it needs that warm-up before each scenario
 
 
 def running(target: Target, directory: Path, mock_port: int, *, workers: int, files: int) -> tuple[Running, Place]:
@@ -226,7 +227,13 @@ def _litellm(program: str | None) -> Target | str:
 
     version = _version(path, "--version", env=LITELLM_ENVIRONMENT)
     return Target(
-        "litellm", version, command, env=tuple(LITELLM_ENVIRONMENT.items()), ready_within_s=90.0, warm_up_s=3.0
+        "litellm",
+        version,
+        command,
+        env=tuple(LITELLM_ENVIRONMENT.items()),
+        ready_within_s=90.0,
+        warm_up_s=3.0,
+        is_slow=True,
     )
 
 
