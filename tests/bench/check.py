@@ -37,8 +37,8 @@ from tests.bench.rig import (
     REPOSITORY,
     Failed,
     Running,
+    prepare,
     raise_open_files,
-    stay_off_the_proxys_cpu,
     which,
 )
 from tests.bench.syscalls import ALL_CALLS, LOADS, per_unit, worker_of
@@ -259,7 +259,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of CPU time (default: {ROUNDS})")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of each load for it (default: {SECONDS})")
     options = parser.parse_args()
-    stay_off_the_proxys_cpu()
+    prepare()
     measured: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="meter-proxy-bench-") as name:
         generator = Generator()

@@ -27,7 +27,7 @@ from pathlib import Path
 from tests.bench import draw, machine
 from tests.bench.generator import Generator
 from tests.bench.results import Run, faults, line, run_of, table
-from tests.bench.rig import CPUS, Failed, Running, get, get_json, raise_open_files, stay_off_the_proxys_cpu
+from tests.bench.rig import CPUS, Failed, Running, get, get_json, prepare, raise_open_files
 from tests.bench.scenarios import ALL, BY_NAME, Scenario
 from tests.bench.targets import KEY, METER_PROXY, NAMES, Place, Target, find, running
 
@@ -145,7 +145,7 @@ def scraping(admin_port: int, *, every_s: float = 1.0) -> Iterator[None]:
 def main() -> int:
     """Run it; 1 when meter-proxy got anything wrong."""
     options = _options()
-    stay_off_the_proxys_cpu()
+    prepare()
     try:
         targets, missing = find(options.targets, litellm=options.litellm)
         generator = Generator(native=not options.fallback)

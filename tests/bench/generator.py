@@ -54,9 +54,11 @@ def finish_load(process: "subprocess.Popen[str]", *, within_s: float) -> dict[st
     try:
         output, complaints = process.communicate(timeout=within_s)
     except subprocess.TimeoutExpired as exc:
-        process.kill()
-        process.communicate()
         raise Failed(f"the load did not end within {within_s:.0f} s") from exc
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
     if process.returncode:
         raise Failed(complaints.strip()[-300:] or f"the load ended with {process.returncode}")
     figures: dict[str, Any] = json.loads(output)

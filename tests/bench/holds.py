@@ -20,7 +20,7 @@ from typing import Any
 from tests.bench.compare import scraping
 from tests.bench.generator import Generator, finish_load
 from tests.bench.results import brief, markdown
-from tests.bench.rig import Running, get, raise_open_files, stay_off_the_proxys_cpu
+from tests.bench.rig import Running, get, prepare, raise_open_files
 from tests.bench.scenarios import FOREVER
 from tests.bench.targets import KEY, METER_PROXY, METER_PROXY_CONFIG, Place, find, running
 
@@ -111,7 +111,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="of each of the four (default: 5)")
     options = parser.parse_args()
-    stay_off_the_proxys_cpu()
+    prepare()
     files = raise_open_files()
     (target,), _ = find([METER_PROXY], litellm=None)
     assert target.command is not None

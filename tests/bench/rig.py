@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,9 +36,10 @@ def raise_open_files() -> int:
     return hard
 
 
-def stay_off_the_proxys_cpu() -> None:
-    """Keep this program, and what it starts unless told otherwise, on the load's cpu."""
+def prepare() -> None:
+    """Keep this program, and what it starts unless told otherwise, on the load's cpu; let SIGTERM end what it started."""
     os.sched_setaffinity(0, {LOAD_CPU})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `with` blocks are left
 
 
 def free_port() -> int:

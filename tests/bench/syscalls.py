@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.bench.generator import Generator
 from tests.bench.results import brief, markdown
-from tests.bench.rig import Failed, Running, busiest, raise_open_files, stay_off_the_proxys_cpu, which
+from tests.bench.rig import Failed, Running, busiest, prepare, raise_open_files, which
 from tests.bench.scenarios import FOREVER
 from tests.bench.targets import KEY, NAMES, find, running
 
@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load (default: 4)")
     parser.add_argument("--litellm", metavar="PATH", help="the command `litellm`")
     options = parser.parse_args()
-    stay_off_the_proxys_cpu()
+    prepare()
     files = raise_open_files()
     targets, missing = find(options.targets.split(","), litellm=options.litellm)
     for name, reason in missing.items():
