@@ -37,7 +37,7 @@ def raise_open_files() -> int:
 
 
 def prepare() -> None:
-    """Keep this program, and what it starts unless told otherwise, on the load's cpu; let SIGTERM end what it started."""
+    """Keep this program, and what it starts unless told otherwise, on the load's cpu; SIGTERM ends all of it."""
     os.sched_setaffinity(0, {LOAD_CPU})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `with` blocks are left
 
