@@ -231,7 +231,9 @@ class Front(asyncio.Protocol):
         self.begin_now(head)
 
     def write(self, payload: bytes, framed: bytes | None) -> None:
-        self._send((framed or chunk(payload)) if self._chunked else payload)
+        transport = self.transport
+        if not transport.is_closing():  # see _send
+            transport.write((framed or chunk(payload)) if self._chunked else payload)
 
     def _send(self, data: bytes) -> None:
         # A connection may be closed, and we not told yet: a closed transport of uvloop takes nothing, and says so.

@@ -24,7 +24,7 @@ from meter_proxy.gateway.http1 import (
     Framing,
     Heads,
     ResponseHead,
-    chunk_size,
+    known_size,
 )
 from meter_proxy.gateway.watch import Times
 
@@ -94,13 +94,10 @@ class UpstreamConnection(asyncio.Protocol):
             # and everything else at four times the cost.)
             if self._body.at_boundary:
                 end = data.find(b"\r\n", 1, 10)
-                if end > 0:
-                    try:
-                        size = chunk_size(data[:end])
-                    except BadResponse:
-                        size = 0
-                    if size and end + size + 4 == len(data) and data.endswith(b"\r\n"):
-                        self._sink.on_body(data[end + 2 : -2], data)  # type: ignore[union-attr]
+                if end > 0 and end + known_size(data[:end]) + 4 == len(data) and data.endswith(b"\r\n"):
+                    payload = data[end + 2 : -2]
+                    if payload:
+                        self._sink.on_body(payload, data)  # type: ignore[union-attr]
                         return
             self._chunked(data)
         elif self._head is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 
+from meter_proxy.gateway.quotas import MUST_ASK
 from meter_proxy.usage import Basis, Outcome
 from tests.integration.conftest import StartProxy
 from tests.support import answers
@@ -37,6 +38,7 @@ FINISH = {
 def under(proxy: InProcessProxy, grant: ScriptedAllowance) -> ScriptedAllowance:
     """Every call of `proxy` gets `grant`."""
     quotas = proxy.gateway.quotas
+    quotas.grant_now = lambda call: MUST_ASK  # type: ignore[method-assign]
     quotas.grant = grant.given  # type: ignore[assignment, method-assign]
     quotas.headers = lambda grant: ()  # type: ignore[method-assign]
     return grant
