@@ -42,7 +42,7 @@ class Outcome(StrEnum):
     DRAINED = "drained"  # cut at shutdown, after the drain time
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Token counts of one exchange; None means "not reported", 0 is a value.
 
     `output_tokens` includes reasoning; `input_tokens` includes cached ones.
@@ -57,7 +57,7 @@ class Usage(msgspec.Struct, frozen=True):
 NO_USAGE = Usage()
 
 
-class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
+class UsageRecord(msgspec.Struct, frozen=True, gc=False):
     """One admitted exchange, as it is billed. Field order is the order on the wire.
 
     `time` is the admission, RFC 3339 UTC with milliseconds. The three billed figures are always

@@ -14,7 +14,7 @@ from meter_proxy.usage import Operation, Outcome, UsageRecord
 MAX_NAME_CHARS = 200  # in a slot; a longer model name is cut there, and only there
 
 
-class Admission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Admission(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The part of a record that no answer changes, and what its bill needs."""
 
     id: str
@@ -50,42 +50,43 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ) -> UsageRecord:
         """The record of this exchange, billed so and ended so."""
         usage = billed.usage
-        return UsageRecord(
-            id=self.id,
-            time=self.time,
-            key=self.key,
-            account=self.account,
-            model=self.model,
-            upstream_model=self.upstream_model,
-            response_model=response_model,
-            upstream=self.upstream,
-            operation=self.operation,
-            stream=self.stream,
-            input_tokens=usage.input_tokens or 0,
-            cached_input_tokens=usage.cached_input_tokens,
-            output_tokens=usage.output_tokens or 0,
-            reasoning_tokens=usage.reasoning_tokens,
-            cost_nano_usd=cost_nano_usd(usage, self.price) if self.price is not None else 0,
-            input_basis=billed.input_basis,
-            basis=billed.basis,
-            outcome=outcome,
-            status=status,
-            ttft_ms=ttft_ms,
-            duration_ms=duration_ms,
-            client_request_id=self.client_request_id,
+        return UsageRecord(  # in the order of its fields: naming 22 of them takes 1.5 us
+            self.id,
+            self.time,
+            self.key,
+            self.account,
+            self.model,
+            self.upstream_model,
+            response_model,
+            self.upstream,
+            self.operation,
+            self.stream,
+            usage.input_tokens or 0,
+            usage.cached_input_tokens,
+            usage.output_tokens or 0,
+            usage.reasoning_tokens,
+            cost_nano_usd(usage, self.price) if self.price is not None else 0,
+            billed.input_basis,
+            billed.basis,
+            outcome,
+            status,
+            ttft_ms,
+            duration_ms,
+            self.client_request_id,
         )
 
     def slot_text(self) -> bytes:
         """This as JSON that fits into a slot; names that callers made too long are cut."""
-        text = msgspec.json.encode(self)
+        text = _encode(self)
         if len(text) <= TEXT_BYTES:
             return text
         shorter: dict[str, Any] = {"client_request_id": None}
         for name in ("model", "upstream_model"):
             shorter[name] = getattr(self, name).encode("ascii", "replace").decode()[:MAX_NAME_CHARS]
-        return msgspec.json.encode(msgspec.structs.replace(self, **shorter))
+        return _encode(msgspec.structs.replace(self, **shorter))
 
 
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Admission).decode
 
 

@@ -3,21 +3,32 @@
 Totals only grow. They are a pure function of the journal's lines: replaying it gives the same books.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
-from meter_proxy.quota.charge import KEY_HOLDER, Charge, Unit, amount
+from meter_proxy.quota.charge import KEY_HOLDER, Charge, Unit
 from meter_proxy.usage import UsageRecord
 
 # The order of every list of totals, and the names of the fields in Redis.
 FIELDS = ("requests", "input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens", "cost_nano_usd")
 REQUESTS = 0  # grows with every record: it tells whether the other totals are older or newer
 
+# How much of a unit a settled exchange has used. A table, not a `match`: that takes up to 2 us.
+_AMOUNTS: dict[Unit, Callable[[UsageRecord], int]] = {
+    Unit.REQUESTS: lambda record: 1,
+    Unit.TOKENS: lambda record: record.input_tokens + record.output_tokens,
+    Unit.INPUT_TOKENS: lambda record: record.input_tokens,
+    Unit.OUTPUT_TOKENS: lambda record: record.output_tokens,
+    Unit.COST_USD: lambda record: record.cost_nano_usd,
+    Unit.CONCURRENT: lambda record: 0,
+}
+
 
 class DayBook:
     """One account's key on one day: totals per model label, and how much of them Redis has acknowledged."""
 
-    __slots__ = ("account", "acked_requests", "day", "journal_id", "key", "totals")
+    __slots__ = ("account", "acked_requests", "day", "journal_id", "key", "totals", "waits_in")
 
     def __init__(self, journal_id: str, account: str, key: str, day: str) -> None:
         self.journal_id = journal_id
@@ -26,13 +37,14 @@ class DayBook:
         self.day = day  # YYYYMMDD, UTC
         self.totals: dict[str, list[int]] = {}  # label -> totals in the order of FIELDS
         self.acked_requests: dict[str, int] = {}  # label -> its `requests` at the last acknowledged sync
+        self.waits_in: str | None = None  # the account with which it is to be sent: the sync's note
 
     def add(self, record: UsageRecord, label: str) -> None:
         """Count one exchange. A count that was not reported adds nothing."""
         totals = self.totals.get(label)
         if totals is None:
             totals = self.totals[label] = [0] * len(FIELDS)
-        totals[REQUESTS] += 1
+        totals[0] += 1
         totals[1] += record.input_tokens
         totals[2] += record.output_tokens
         totals[3] += record.cached_input_tokens or 0
@@ -59,6 +71,7 @@ class CounterBook:
     __slots__ = (
         "account",
         "acked_used",
+        "amount_of",
         "ends_at",
         "holder",
         "journal_id",
@@ -67,6 +80,7 @@ class CounterBook:
         "rule",
         "unit",
         "used",
+        "waits_in",
         "window",
     )
 
@@ -80,10 +94,12 @@ class CounterBook:
         self.rule = rule
         self.window = window
         self.unit = unit
+        self.amount_of = _AMOUNTS[unit]  # what a settled exchange adds
         self.ends_at = ends_at  # Unix seconds; 0: never
         self.used = 0
         self.acked_used = -1  # by Redis; -1: it was never told
         self.live: Any = None  # what is open in it: `counters.Counter`
+        self.waits_in: str | None = None  # as of a day book
 
     def __repr__(self) -> str:
         whose = f"{self.holder}:{self.owner}"
@@ -95,23 +111,39 @@ class CounterBook:
 Book = DayBook | CounterBook
 
 
+@lru_cache(maxsize=64)  # days on which something is admitted or replayed just now
+def _compact(date: str) -> str:
+    """A day as books are named: 2026-01-31 is 20260131."""
+    return date.replace("-", "")
+
+
 class Books:
     """All books of one journal."""
 
     def __init__(self, journal_id: str) -> None:
         self.journal_id = journal_id
+        self.before_change: Callable[[Book], object] | None = None  # is told of each book that `add` is to change
+        self.forgotten = 0  # grows when a book is dropped: who keeps one has to look again
         self._days: dict[tuple[str, str, str], DayBook] = {}
         self._counters: dict[tuple[str, str, str, str], CounterBook] = {}
 
     def add(self, record: UsageRecord, label: str, charges: Sequence[Charge] = ()) -> list[Book]:
         """Count one exchange under the day and in the windows of its admission; return the books that changed."""
-        time = record.time
-        day = self.day(record.account, record.key, time[:4] + time[5:7] + time[8:10])
+        key, account = record.key, record.account
+        date = _compact(record.time[:10])
+        day = self._days.get((account, key, date)) or self.day(account, key, date)
+        before_change = self.before_change
+        if before_change is not None:
+            before_change(day)
         day.add(record, label)
         changed: list[Book] = [day]
         for charge in charges:
-            counter = self.counter_of(record, charge)
-            counter.used += amount(charge.unit, record)
+            holder = charge.holder
+            place = (holder, key if holder == KEY_HOLDER else account, charge.rule, charge.window)
+            counter = self._counters.get(place) or self.counter_of(record, charge)
+            if before_change is not None:
+                before_change(counter)
+            counter.used += counter.amount_of(record)
             changed.append(counter)
         return changed
 
@@ -153,6 +185,7 @@ class Books:
 
     def forget(self, book: Book) -> None:
         """Drop a book that nobody asks for any more."""
+        self.forgotten += 1
         if isinstance(book, DayBook):
             self._days.pop((book.account, book.key, book.day), None)
         else:

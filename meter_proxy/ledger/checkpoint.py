@@ -4,6 +4,7 @@
 of segments that were removed, so that base and segments together always give the books, line by line.
 """
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from meter_proxy.errors import DamagedJournal
-from meter_proxy.ledger.books import Books
+from meter_proxy.ledger.books import Book, Books, DayBook
 from meter_proxy.ledger.journal import JournalRecord, write_atomically
 from meter_proxy.ledger.reading import decoded
 from meter_proxy.ledger.segments import examine, journal_id, read_lines, segments
@@ -20,6 +21,7 @@ from meter_proxy.quota.charge import Unit
 
 CHECKPOINT = "checkpoint"
 BASE = "base"
+SLICE = 500  # books that are encoded before the loop gets its turn: 1 ms
 
 _log = logging.getLogger("meter_proxy.ledger")
 
@@ -61,12 +63,73 @@ class Loaded(NamedTuple):
 
 def encode_books(books: Books, position: int) -> bytes:
     """The totals of `books`, which hold the journal up to `position`: for `checkpoint` or `base`."""
-    days = [(day.account, day.key, day.day, day.totals, day.acked_requests) for day in books.days]
-    counters = [
-        (one.account, one.holder, one.owner, one.rule, one.window, one.unit, one.ends_at, one.used, one.acked_used)
-        for one in books.counters  # also those of which nothing is used: something may be held in them
-    ]
-    return msgspec.json.encode({"position": position, "days": days, "counters": counters})
+    image = _Image(books, position)
+    image.encode_some(len(image))
+    return image.whole()
+
+
+async def encode_in_slices(books: Books, position: int) -> bytes:
+    """The same, of the books as they are now, though they go on meanwhile: the loop is held for 1 ms at most."""
+    image = _Image(books, position)
+    books.before_change = image.encode
+    try:
+        for _ in range(0, len(image), SLICE):
+            image.encode_some(SLICE)
+            await asyncio.sleep(0)
+    finally:
+        books.before_change = None
+    return image.whole()
+
+
+class _Image:
+    """Books as they were at one moment. A book that is to change before its turn has come is encoded before."""
+
+    def __init__(self, books: Books, position: int) -> None:
+        self._position = position
+        self._books = list(books)  # also counters of which nothing is used: something may be held in them
+        self._encoded: dict[Book, bytes] = {}
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._books)
+
+    def encode_some(self, count: int) -> None:
+        """Encode the next `count`."""
+        for book in self._books[self._next : self._next + count]:
+            self.encode(book)
+        self._next += count
+
+    def encode(self, book: Book) -> None:
+        """Encode one, if it is not encoded yet."""
+        if book not in self._encoded:
+            self._encoded[book] = _encode_book(book)
+
+    def whole(self) -> bytes:
+        """All of them, in their order."""
+        days = b",".join(self._encoded[book] for book in self._books if isinstance(book, DayBook))
+        counters = b",".join(self._encoded[book] for book in self._books if not isinstance(book, DayBook))
+        return b'{"position":%d,"days":[%b],"counters":[%b]}' % (self._position, days, counters)
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _encode_book(book: Book) -> bytes:
+    if isinstance(book, DayBook):
+        return _encode((book.account, book.key, book.day, book.totals, book.acked_requests))
+    return _encode(
+        (
+            book.account,
+            book.holder,
+            book.owner,
+            book.rule,
+            book.window,
+            book.unit,
+            book.ends_at,
+            book.used,
+            book.acked_used,
+        )
+    )
 
 
 def write_checkpoint(directory: Path, data: bytes) -> None:

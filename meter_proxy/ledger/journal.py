@@ -7,12 +7,13 @@ One `pwrite` is the commit point; how often that reaches the disk itself is `jou
 Exactly one process writes to a directory, held by `flock`.
 """
 
-import asyncio
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,7 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 SPARE = "spare"  # the next segment, allocated before it is needed
 
 
-class JournalRecord(UsageRecord, frozen=True, kw_only=True, omit_defaults=True):
+class JournalRecord(UsageRecord, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A settled exchange as it stands in the journal."""
 
     model_label: str
@@ -44,7 +45,7 @@ class JournalRecord(UsageRecord, frozen=True, kw_only=True, omit_defaults=True):
         return self.admitted_at + self.duration_ms / 1000
 
 
-_encode = msgspec.json.encode
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(JournalRecord).decode
 
 
@@ -53,12 +54,17 @@ def encode_line(
 ) -> bytes:
     """Return the journal line of `record`, newline included. Raises `UnicodeEncodeError`: see `legible`."""
     # Spliced, not copied into a JournalRecord first: half the time, and settling is on the hot path.
-    text = b'%b,"model_label":%b' % (_encode(record)[:-1], _encode(model_label))
+    text = _encode(record)[:-1] + _labelled(model_label)
     if charges:
-        text += b',"charges":%b' % _encode(charges)
+        text += b',"charges":' + _encode(charges)
     if cut_by is not None:
-        text += b',"cut_by":%b' % _encode(cut_by)
+        text += b',"cut_by":' + _encode(cut_by)
     return framed(text + b"}")
+
+
+@lru_cache(maxsize=1024)  # there are few: see labels.py
+def _labelled(model_label: str) -> bytes:
+    return b',"model_label":%b' % _encode(model_label)
 
 
 def decode_record(text: bytes) -> JournalRecord:
@@ -100,7 +106,7 @@ class DirectoryLock:
 
 
 class Journal:
-    """The segment that is written now, and the next one. Not thread-safe."""
+    """The segment that is written now, and the next one. For one thread, but for `sync`."""
 
     def __init__(
         self, directory: Path, start: int = 0, length_bytes: int = 0, *, segment_bytes: int = SEGMENT_BYTES
@@ -120,6 +126,7 @@ class Journal:
         self._has_spare = False
         self._torn = False
         self._unsynced = False
+        self._fd_changes = threading.Lock()
         self.make_spare()
         sync_directory(directory)
 
@@ -143,8 +150,8 @@ class Journal:
         """Whether there is room for everything that may be in flight: the next segment, or half of this one."""
         return self._has_spare or self._capacity - self._length > self._segment_bytes // 2
 
-    def append(self, line: bytes) -> int:
-        """Commit `line` in one write; return the position behind it.
+    def append(self, line: bytes) -> None:
+        """Commit `line` in one write.
 
         After an `OSError` nothing of it is in the journal, and it may be tried again.
         """
@@ -159,7 +166,6 @@ class Journal:
         self._torn = False
         self._unsynced = True
         self._length += written
-        return self.position
 
     def _clear_rest(self) -> None:
         """Take back half a line: the data ends where the good data ends."""
@@ -180,8 +186,10 @@ class Journal:
         if self._unsynced:
             os.fdatasync(self._fd)
         os.ftruncate(self._fd, self._length)
-        os.close(self._fd)
-        self._fd, self._start, self._length = fd, start, 0
+        with self._fd_changes:
+            os.close(self._fd)
+            self._fd = fd
+        self._start, self._length = start, 0
         self._capacity = os.fstat(fd).st_size
         sync_directory(self.directory)
         self.make_spare()
@@ -198,18 +206,12 @@ class Journal:
             path.unlink(missing_ok=True)  # what little room it took is wanted by others
 
     def sync(self) -> None:
-        """Bring what was written to the disk itself; waits for the disk. Raises `OSError`."""
-        self._unsynced = False
-        os.fdatasync(self._fd)
-
-    async def sync_in_background(self) -> None:
-        """The same, in a thread."""
-        if not self._unsynced:
-            return
-        self._unsynced = False
-        fd = os.dup(self._fd)  # a rotation may close ours meanwhile
+        """Bring what was written to the disk itself; waits for the disk. In any thread. Raises `OSError`."""
+        with self._fd_changes:
+            fd = os.dup(self._fd)  # a rotation may close ours meanwhile
         try:
-            await asyncio.get_running_loop().run_in_executor(None, os.fdatasync, fd)
+            self._unsynced = False
+            os.fdatasync(fd)
         finally:
             os.close(fd)
 

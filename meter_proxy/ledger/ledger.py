@@ -13,8 +13,9 @@ from meter_proxy.config.schema import JournalConfig
 from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger import former
 from meter_proxy.ledger.admission import Admission
-from meter_proxy.ledger.books import Book, Books, CounterBook
-from meter_proxy.ledger.checkpoint import encode_books, load, write_checkpoint
+from meter_proxy.ledger.books import Books, CounterBook
+from meter_proxy.ledger.checkpoint import encode_books, encode_in_slices, load, write_checkpoint
+from meter_proxy.ledger.flushing import Flusher
 from meter_proxy.ledger.grants import Quotas
 from meter_proxy.ledger.identity import Identity, stopped_clean, take_over, this_boot
 from meter_proxy.ledger.journal import DirectoryLock, Journal, encode_line, legible
@@ -49,7 +50,7 @@ class Releasable(Protocol):
 
 
 class _Settlement(NamedTuple):
-    """A record on its way into the journal."""
+    """A record that the disk did not take yet."""
 
     record: UsageRecord
     label: str
@@ -103,8 +104,8 @@ class Ledger:
         self._running: asyncio.Task[None] | None = None
         self._adoption: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
-        self._flush: asyncio.TimerHandle | None = None
-        self._flushing: asyncio.Task[None] | None = None
+        self._flusher: Flusher | None = None
+        self._flushes_each = False
         self._checkpoint_at = 0  # position
         self._checkpointed_at = 0.0  # loop time
         self._settled = 0  # since the checkpoint
@@ -127,6 +128,9 @@ class Ledger:
         except CannotStart:
             self._lock.release()
             raise
+        if self._settings.fsync == "interval":
+            self._flusher = Flusher(self._journal, self._settings.fsync_interval_s)
+        self._flushes_each = self._settings.fsync == "always"
         self._housekeeping = spawn(self._keep_house(), name="ledger housekeeping")
         if self.store is None:
             return
@@ -226,15 +230,15 @@ class Ledger:
         except UnicodeEncodeError:  # whatever somebody sent us, the bill must stand
             record = legible(record)
             label, line = self._line(record, charges, cut_by)
-        settlement = _Settlement(record, label, line, charges, slot, grant)
         if not self._unwritten:  # else it would overtake the ones that wait
             try:
-                self._commit(settlement)
+                self._journal.append(line)  # the commit point
             except OSError as exc:
                 _log.error("cannot write to %s, keeping records in memory: %s", self._journal.directory, exc.strerror)
             else:
+                self._committed(record, label, charges, slot, grant)
                 return
-        self._unwritten.append(settlement)
+        self._unwritten.append(_Settlement(record, label, line, charges, slot, grant))
         if self._rewriting is None:
             self._rewriting = spawn(self._rewrite(), name="ledger rewrite")
 
@@ -242,40 +246,27 @@ class Ledger:
         label = self.labels.label(record.model, record.status)
         return label, encode_line(record, label, charges, cut_by)
 
-    def _commit(self, settlement: _Settlement) -> None:
-        self._journal.append(settlement.line)  # the commit point
-        if settlement.slot is not None:
-            settlement.slot.free()
-        changed: list[Book] = self._books.add(settlement.record, settlement.label, settlement.charges)
-        if settlement.grant is not None:
-            settlement.grant.release()
+    def _committed(
+        self, record: UsageRecord, label: str, charges: Sequence[Charge], slot: Slot | None, grant: Releasable | None
+    ) -> None:
+        if slot is not None:
+            slot.free()
+        changed = self._books.add(record, label, charges)
+        if grant is not None:
+            grant.release()
         if self._sync is not None:
             for book in changed:
-                self._sync.mark(book)
+                if book.waits_in != book.account:  # `mark` would see that, too, for twice the price
+                    self._sync.mark(book)
         self._settled += 1
-        if self._settings.fsync == "interval":
-            if self._flush is None:
-                loop = asyncio.get_running_loop()
-                self._flush = loop.call_later(self._settings.fsync_interval_s, self._start_flush)
-        elif self._settings.fsync == "always":
+        if self._flusher is not None:
+            self._flusher.wrote()
+        elif self._flushes_each:
             self._sync_now()
 
     def _sync_now(self) -> None:
         try:
             self._journal.sync()
-        except OSError as exc:
-            _log.error("cannot bring %s to the disk: %s", self._journal.directory, exc.strerror)
-
-    def _start_flush(self) -> None:
-        if self._flushing is not None and not self._flushing.done():  # the disk is slow: one at a time
-            self._flush = asyncio.get_running_loop().call_later(self._settings.fsync_interval_s, self._start_flush)
-            return
-        self._flush = None
-        self._flushing = spawn(self._flush_journal(), name="ledger flush")
-
-    async def _flush_journal(self) -> None:
-        try:
-            await self._journal.sync_in_background()
         except OSError as exc:
             _log.error("cannot bring %s to the disk: %s", self._journal.directory, exc.strerror)
 
@@ -295,8 +286,10 @@ class Ledger:
 
     def _write_waiting(self) -> None:
         while self._unwritten:
-            self._commit(self._unwritten[0])
+            record, label, line, charges, slot, grant = self._unwritten[0]
+            self._journal.append(line)
             self._unwritten.popleft()
+            self._committed(record, label, charges, slot, grant)
 
     async def _rewrite(self) -> None:
         while self._unwritten:
@@ -339,7 +332,7 @@ class Ledger:
     async def _checkpoint(self) -> None:
         self._forget_expired()
         position, self._settled = self._journal.position, 0
-        data = encode_books(self._books, position)  # 10,000 books: some 10 ms
+        data = await encode_in_slices(self._books, position)
         await asyncio.get_running_loop().run_in_executor(None, write_checkpoint, self._journal.directory, data)
         self._checkpoint_at = position
 
@@ -414,10 +407,9 @@ class Ledger:
         for task in (self._adoption, self._rewriting, self._housekeeping):
             if task is not None:
                 task.cancel()
-        if self._flush is not None:
-            self._flush.cancel()
-        if self._flushing is not None:
-            await asyncio.wait([self._flushing])
+        if self._flusher is not None:
+            self._flusher.stop()  # `close` brings the rest to the disk
+            self._flusher = None
         try:
             self._write_waiting()
         except OSError as exc:
@@ -430,8 +422,6 @@ class Ledger:
             self._close()
 
     def _close(self) -> None:
-        if self._flush is not None:
-            self._flush.cancel()
         try:
             self._journal.close()
             self._slots.close()

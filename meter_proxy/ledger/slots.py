@@ -12,6 +12,7 @@ usage's counts before its basis says that they may be believed.
 
 import mmap
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -34,7 +35,10 @@ _FREE, _LIVE = 0, 1
 _STATE, _TEXT_LENGTH, _REACHED, _CONTENT_EVENTS, _STAGE, _STATUS, _TTFT = range(7)
 _BASIS, _INPUT_BASIS, _INPUT, _OUTPUT, _CACHED, _REASONING = range(7, 13)
 _FINISHED, _DONE, _FAILED = 1, 2, 4  # bits of _STAGE
-_CLEARED = memoryview(bytes(_WORD_BYTES * (_REASONING - _REACHED + 1))).cast("Q")
+_TEXT_AT = SLOT_BYTES - TEXT_BYTES  # from the slot's beginning
+_pack_word = struct.Struct("@Q").pack
+_CLEARED = bytes(_TEXT_AT - _WORD_BYTES * _REACHED)  # from there up to the text
+_RUNNING, _REPORTED, _NONE = Basis.RUNNING, Basis.REPORTED, Basis.NONE  # looking them up there takes 0.2 us each
 _BASES = (Basis.NONE, Basis.COUNTED, Basis.RUNNING, Basis.REPORTED)
 _CODES = {basis: code for code, basis in enumerate(_BASES)}
 
@@ -56,12 +60,12 @@ class Progress(NamedTuple):
 class Slot:
     """One live exchange's place. Everything here is a few stores; nothing waits."""
 
-    __slots__ = ("_at", "_table", "_taken_at", "_words")
+    __slots__ = ("_at", "_free", "_taken_at", "_words")
 
-    def __init__(self, table: "SlotTable", at: int) -> None:
-        self._table = table
-        self._words = table.words
+    def __init__(self, words: memoryview, at: int, free: list[int]) -> None:
+        self._words = words  # of the whole table
         self._at = at  # the slot's first word
+        self._free = free  # where that goes in the end
         self._taken_at = perf_counter()
 
     def forwarded(self) -> None:
@@ -76,13 +80,14 @@ class Slot:
         """Note everything that a meter knows."""
         words, at, usage = self._words, self._at, reading.usage
         words[at + _CONTENT_EVENTS] = content_events
-        if reading.basis is Basis.RUNNING or reading.basis is Basis.REPORTED or reading.input_basis is not None:
+        basis, input_basis = reading.basis, reading.input_basis
+        if basis is _RUNNING or basis is _REPORTED or input_basis is not None:
             words[at + _INPUT] = _present(usage.input_tokens)
             words[at + _OUTPUT] = _present(usage.output_tokens)
             words[at + _CACHED] = _present(usage.cached_input_tokens)
             words[at + _REASONING] = _present(usage.reasoning_tokens)
-            words[at + _INPUT_BASIS] = _CODES[reading.input_basis or Basis.NONE]
-            words[at + _BASIS] = _CODES[reading.basis]  # last: now they may be believed
+            words[at + _INPUT_BASIS] = _CODES[input_basis or _NONE]
+            words[at + _BASIS] = _CODES[basis]  # last: now they may be believed
         words[at + _STAGE] = _FINISHED * finished | _DONE * done | _FAILED * failed
 
     def answered(self, status: int) -> None:
@@ -96,7 +101,7 @@ class Slot:
     def free(self) -> None:
         """The exchange is in the journal: the slot is anybody's."""
         self._words[self._at + _STATE] = _FREE
-        self._table.give_back(self._at)
+        self._free.append(self._at)
 
 
 class SlotTable:
@@ -127,17 +132,11 @@ class SlotTable:
         if not self._free:
             return None
         at = self._free.pop()
-        words = self.words
-        words[at + _TEXT_LENGTH] = len(text)
-        words[at + _REACHED : at + _REASONING + 1] = _CLEARED
-        start = at * _WORD_BYTES + SLOT_BYTES - TEXT_BYTES
-        self._map[start : start + len(text)] = text
-        words[at + _STATE] = _LIVE
-        return Slot(self, at)
-
-    def give_back(self, at: int) -> None:
-        """For `Slot.free`."""
-        self._free.append(at)
+        start = (at + _TEXT_LENGTH) * _WORD_BYTES
+        content = _pack_word(len(text)) + _CLEARED + text  # all but the state, in one go
+        self._map[start : start + len(content)] = content
+        self.words[at + _STATE] = _LIVE
+        return Slot(self.words, at, self._free)
 
     def close(self) -> None:
         """Let the file go; it stays as it is."""
@@ -170,7 +169,7 @@ def _live(data: bytes) -> Iterator[Progress]:
 
 
 def _progress(data: bytes, words: memoryview, at: int) -> Progress:
-    start = at * _WORD_BYTES + SLOT_BYTES - TEXT_BYTES
+    start = at * _WORD_BYTES + _TEXT_AT
     content_events, stage = words[at + _CONTENT_EVENTS], words[at + _STAGE]
     basis = _BASES[words[at + _BASIS]]
     input_basis = _BASES[words[at + _INPUT_BASIS]] if words[at + _BASIS] else Basis.NONE

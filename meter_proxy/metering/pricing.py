@@ -2,24 +2,18 @@
 
 from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property
 from math import lcm
 from typing import NamedTuple
+
+import msgspec
 
 from meter_proxy.usage import Usage
 
 _NANO_USD_PER_USD_PER_MILLION = 1000  # USD per million tokens x 1e9 nano-USD / 1e6 tokens
 
 
-class TokenPrice(NamedTuple):
-    """USD per million tokens. `cached_input` None: cached input costs what input costs."""
-
-    input: Decimal
-    output: Decimal
-    cached_input: Decimal | None = None
-
-
-class _Rates(NamedTuple):
+class Rates(NamedTuple):
     """Nano-dollars per token, as integers over one denominator."""
 
     input: int
@@ -28,34 +22,39 @@ class _Rates(NamedTuple):
     denominator: int
 
 
+class TokenPrice(msgspec.Struct, frozen=True, array_like=True, dict=True):
+    """USD per million tokens. `cached_input` None: cached input costs what input costs."""
+
+    input: Decimal
+    output: Decimal
+    cached_input: Decimal | None = None
+
+    @cached_property
+    def rates(self) -> Rates:
+        """The same in integers. Once for each price: fractions cost 50 us."""
+        cached_price = self.input if self.cached_input is None else self.cached_input
+        exact = [Fraction(each) * _NANO_USD_PER_USD_PER_MILLION for each in (self.input, cached_price, self.output)]
+        denominator = lcm(*(each.denominator for each in exact))
+        in_, cached, out = (each.numerator * (denominator // each.denominator) for each in exact)
+        return Rates(in_, cached, out, denominator)
+
+
 def cost_nano_usd(usage: Usage, price: TokenPrice) -> int:
     """What this usage costs, in nano-dollars; counts that are not reported cost nothing.
 
     (input - cached) x input price + cached x cached price + output x output price. Cached input counts as part of
     the input, and at most as all of it.
     """
-    rates = _rates(price)
+    input_rate, cached_rate, output_rate, denominator = price.rates
     input_tokens = usage.input_tokens or 0
-    cached_tokens = min(usage.cached_input_tokens or 0, input_tokens)
-    cost = (
-        (input_tokens - cached_tokens) * rates.input
-        + cached_tokens * rates.cached_input
-        + (usage.output_tokens or 0) * rates.output
-    )
-    return (2 * cost + rates.denominator) // (2 * rates.denominator)  # rounded half up
+    cost = input_tokens * input_rate + (usage.output_tokens or 0) * output_rate
+    if usage.cached_input_tokens:
+        cost += min(usage.cached_input_tokens, input_tokens) * (cached_rate - input_rate)
+    return (2 * cost + denominator) // (2 * denominator)  # rounded half up
 
 
 def ceil_rates(price: TokenPrice) -> tuple[int, int]:
     """Nano-dollars per input and per output token, rounded up: no usage costs more than its tokens at these."""
-    rates = _rates(price)
+    rates = price.rates
     dearest_input = max(rates.input, rates.cached_input)
     return -(-dearest_input // rates.denominator), -(-rates.output // rates.denominator)
-
-
-@lru_cache(maxsize=1024)  # one entry per price in the configuration: fractions cost 50 us an exchange
-def _rates(price: TokenPrice) -> _Rates:
-    cached_price = price.input if price.cached_input is None else price.cached_input
-    exact = [Fraction(each) * _NANO_USD_PER_USD_PER_MILLION for each in (price.input, cached_price, price.output)]
-    denominator = lcm(*(each.denominator for each in exact))
-    in_, cached, out = (each.numerator * (denominator // each.denominator) for each in exact)
-    return _Rates(in_, cached, out, denominator)
