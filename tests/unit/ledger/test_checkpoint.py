@@ -22,6 +22,7 @@ async def test_it_holds_the_books_as_they_were_when_it_began(tmp_path: Path, mon
         books.add(usage_record(key=f"k{number}"), "m1", (CHARGE,))
     then = encode_books(books, 7)
     encoding = asyncio.create_task(encode_in_slices(books, 7))
+    await asyncio.sleep(0)  # it has begun
     turns = 0
     while not encoding.done():
         turns += 1
