@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from meter_proxy.config.coverage import in_order, is_pattern, matcher
 from meter_proxy.config.schema import Config, Key, Model, Price
 
+MAX_REMEMBERED = 10_000  # model names that a pattern matched: callers choose them
+
 
 class KeyRing:
     """Secret -> key."""
@@ -48,7 +50,10 @@ class ModelTable:
     """Model name -> upstream, per key. Names are compared with case."""
 
     def __init__(self, config: Config) -> None:
-        self._exact = {name: model for name, model in config.models.items() if not is_pattern(name)}
+        self._exact = {
+            name: _resolved(name, name, model) for name, model in config.models.items() if not is_pattern(name)
+        }
+        self._matched: dict[str, ResolvedModel] = {}  # by patterns, so far
         patterns = in_order(config.models)
         self._patterns = [(matcher([name]), name, config.models[name]) for name in patterns]
         # The upstreams that may know more names than are configured here, each once.
@@ -56,14 +61,22 @@ class ModelTable:
         self._allowed = {key.id: matcher(key.models) for key in config.keys if key.models is not None}
 
     def resolve(self, model: str, key: Key | None) -> ResolvedModel | None:
-        """Where `model` goes for this key; None when it is unknown, or not the key's to use."""
+        """Where `model` goes for this key; None when it is unknown, or not the key's to use.
+
+        The same object each time, as a rule: callers may keep what they found out about it.
+        """
         if not self._may_use(key, model):
             return None
-        if (found := self._exact.get(model)) is not None:
-            return _resolved(model, model, found)
+        found = self._exact.get(model) or self._matched.get(model)
+        return found if found is not None else self._match(model)
+
+    def _match(self, model: str) -> ResolvedModel | None:
         for pattern, entry, found in self._patterns:
             if pattern.match(model):
-                return _resolved(model, entry, found)
+                if len(self._matched) >= MAX_REMEMBERED:
+                    self._matched.clear()
+                resolved = self._matched[model] = _resolved(model, entry, found)
+                return resolved
         return None
 
     def _may_use(self, key: Key | None, model: str) -> bool:

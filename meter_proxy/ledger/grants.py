@@ -17,9 +17,10 @@ from meter_proxy.ledger.books import Books
 from meter_proxy.ledger.counters import Counter, counter_of
 from meter_proxy.ledger.messages import Answer, Ask, Part
 from meter_proxy.ledger.sync import Sync
-from meter_proxy.quota.charge import Charge, Unit
-from meter_proxy.quota.decision import Denied, Left, denied
-from meter_proxy.quota.reservation import SLICE_TOKENS, Claim, Want
+from meter_proxy.quota.charge import Charge
+from meter_proxy.quota.decision import Denied, denied
+from meter_proxy.quota.headers import Headers, LimitHeaders
+from meter_proxy.quota.reservation import SLICE_TOKENS, Terms, Want
 from meter_proxy.quota.rules import Rule
 from meter_proxy.quota.windows import Window
 from meter_proxy.tasks import Patience
@@ -37,6 +38,30 @@ class Unavailable:
 UNAVAILABLE = Unavailable()
 
 
+class Tab:
+    """What the calls of one key for one model are put on: their terms, and the counters of the present windows.
+
+    Good as long as `Quotas.is_good` says so; what was granted on it stays as it was granted.
+    """
+
+    __slots__ = ("account", "counters", "forgotten", "headers", "key", "quotas", "terms", "when_down")
+
+    def __init__(self, quotas: "Quotas", terms: Terms, counters: Sequence[Counter], key: str, account: str) -> None:
+        self.quotas = quotas
+        self.terms = terms
+        self.counters = tuple(counters)  # in the order of the rules
+        self.key = key
+        self.account = account
+        self.headers = LimitHeaders(list(zip(terms.rules, terms.windows, counters, strict=True)))
+        self.when_down = strictest(terms.rules)
+        self.forgotten = 0  # as the books' number of that name, when the counters were looked up
+
+    def parts(self, want: Want) -> list[Part]:
+        """What `want` asks of each counter."""
+        pairs = zip(self.counters, want.amounts_for(0), want.eaches, strict=True)
+        return [Part(counter, up_front, each) for counter, up_front, each in pairs]
+
+
 class Quotas:
     """One worker's grants."""
 
@@ -47,50 +72,62 @@ class Quotas:
         self._allowances: dict[str, int] = {}  # key -> tokens left, while Redis is away
         self._loop = asyncio.get_running_loop()
 
-    async def reserve(self, want: Want, *, key: str, account: str) -> "Grant | Denied | Unavailable":
-        """Ask for what an exchange needs to begin. Waits at most as long as the store may take to answer."""
-        counters = [self._counter(claim, account) for claim in want.claims]
-        answer = self._reserve_from_here(want, counters, key, account)
-        if answer is None and self.sync.store_up:
-            answer = await self._ask(want, counters, key, account)
-        return answer if answer is not None else self._reserve_alone(want, counters, key, account)
+    def open_tab(self, terms: Terms, *, key: str, account: str, former: Tab | None = None) -> Tab:
+        """A tab for calls of `key`; `former`: the one that it replaces, because a window has ended."""
+        counters = [
+            self._counter(rule, window, account) for rule, window in zip(terms.rules, terms.windows, strict=True)
+        ]
+        if former is not None and former.terms.rules == terms.rules:
+            for old, new in zip(former.counters, counters, strict=True):
+                if old.book.window != new.book.window:
+                    new.go_on_from(old)
+        tab = Tab(self, terms, counters, key, account)
+        tab.forgotten = self._books.forgotten
+        return tab
 
-    def reserve_now(self, want: Want, *, key: str, account: str) -> "Grant | Denied | None":
-        """What this worker can say by itself; None: `reserve` must be asked."""
-        return self._reserve_from_here(want, [self._counter(claim, account) for claim in want.claims], key, account)
+    def is_good(self, tab: Tab) -> bool:
+        """Whether its windows are those of now, and its counters those of the books."""
+        terms = tab.terms
+        return terms.began_at <= self.sync.now() < terms.ends_at and tab.forgotten == self._books.forgotten
 
-    def _reserve_from_here(
-        self, want: Want, counters: Sequence[Counter], key: str, account: str
-    ) -> "Grant | Denied | None":
-        store_up = self.sync.store_up
-        is_open = not store_up and strictest(claim.rule for claim in want.claims) == "open"
-        refusal = None if is_open else self._known_denial(want, counters)
-        if refusal is not None or not store_up:
-            return refusal
-        if self._allowances:
-            self._allowances.clear()
-        if _credit_covers(want.claims, counters, want.most):
-            return self._grant(want, counters, want.most, key, account, from_credit=True)
-        return None
-
-    def _counter(self, claim: Claim, account: str) -> Counter:
-        rule, window = claim.rule, claim.window
+    def _counter(self, rule: Rule, window: Window, account: str) -> Counter:
         book = self._books.counter(account, rule.holder, rule.owner, rule.id, window.id, rule.unit, window.ends_at)
         counter = counter_of(book)
         counter.limit = rule.limit
         return counter
 
-    def _known_denial(self, want: Want, counters: Sequence[Counter]) -> Denied | None:
-        """What is used up needs no asking: it can only be more. Of several rules, the one that lasts longest."""
-        refusal: Claim | None = None
-        for claim, counter in zip(want.claims, counters, strict=True):
-            if counter.known_used + claim.base + claim.each * want.least > claim.rule.limit and (
-                refusal is None or _lasts_longer(claim.window, refusal.window)
-            ):
-                refusal = claim
-        return denied(refusal.rule, refusal.window, self.sync.now()) if refusal is not None else None
+    async def reserve(self, tab: Tab, want: Want) -> "Grant | Denied | Unavailable":
+        """Ask for what an exchange needs to begin. Waits at most as long as the store may take to answer."""
+        answer = self.reserve_now(tab, want)
+        if answer is None and self.sync.store_up:
+            answer = await self._ask(tab, want)
+        return answer if answer is not None else self._reserve_alone(tab, want)
 
-    async def _ask(self, want: Want, counters: Sequence[Counter], key: str, account: str) -> "Grant | Denied | None":
+    def reserve_now(self, tab: Tab, want: Want) -> "Grant | Denied | None":
+        """What this worker can say by itself; None: `reserve` must be asked."""
+        if not self.sync.store_up:
+            return None if tab.when_down == "open" else self._known_denial(tab, want)
+        if self._allowances:
+            self._allowances.clear()
+        counters, amounts = tab.counters, want.amounts
+        for counter, amount in zip(counters, amounts):  # noqa: B905 - `strict` costs 0.1 us of 3
+            if not counter.covers(amount):
+                return self._known_denial(tab, want)
+        for counter, amount in zip(counters, amounts):  # noqa: B905
+            if counter.take_credit(amount):
+                self.sync.look_after(counter)
+        return Grant(tab, want, want.most, amounts)
+
+    def _known_denial(self, tab: Tab, want: Want) -> Denied | None:
+        """What is used up needs no asking: it can only be more. Of several rules, the one that lasts longest."""
+        terms, refusal = tab.terms, None
+        amounts = want.amounts_for(want.least)
+        for rule, window, counter, amount in zip(terms.rules, terms.windows, tab.counters, amounts, strict=True):
+            if counter.known_used + amount > rule.limit and (refusal is None or _lasts_longer(window, refusal[1])):
+                refusal = rule, window
+        return denied(*refusal, self.sync.now()) if refusal is not None else None
+
+    async def _ask(self, tab: Tab, want: Want) -> "Grant | Denied | None":
         """Ask Redis; None if it could not be asked."""
         future: asyncio.Future[Grant | Denied | None] = self._loop.create_future()
 
@@ -98,18 +135,16 @@ class Quotas:
             # Here, not where the future is awaited: the next message must know what the last one was granted.
             result: Grant | Denied | None = None
             if answer.granted is not None:
-                result = self._grant(want, counters, answer.granted, key, account)
+                result = self._grant(tab, want, answer.granted, from_credit=answer.from_credit)
             elif answer.denied_by is not None:
-                claim = want.claims[answer.denied_by]
-                result = denied(claim.rule, claim.window, self.sync.now())
+                result = denied(tab.terms.rules[answer.denied_by], tab.terms.windows[answer.denied_by], self.sync.now())
             if not ask.is_given_up:
                 future.set_result(result)
             elif isinstance(result, Grant):
                 result.release()
 
-        parts = [Part(counter, claim.base, claim.each) for claim, counter in zip(want.claims, counters, strict=True)]
-        ask = Ask(parts, want.least, want.most, answered, self._loop.time() + ANSWER_S)
-        self.sync.ask(account, ask)
+        ask = Ask(tab.parts(want), want.least, want.most, answered, self._loop.time() + ANSWER_S)
+        self.sync.ask(tab.account, ask)
         try:
             return await future
         except BaseException:  # whoever waited is gone
@@ -118,46 +153,33 @@ class Quotas:
                 grant.release()
             raise
 
-    def _grant(
-        self,
-        want: Want,
-        counters: Sequence[Counter],
-        tokens: int,
-        key: str,
-        account: str,
-        *,
-        from_credit: bool = False,
-    ) -> "Grant":
-        grant = Grant(self, want, counters, tokens, key, account)
-        for counter, amount in zip(counters, grant.amounts, strict=True):
+    def _grant(self, tab: Tab, want: Want, tokens: int, *, from_credit: bool = False) -> "Grant":
+        grant = Grant(tab, want, tokens, want.amounts_for(tokens))
+        for counter, amount in zip(tab.counters, grant.amounts, strict=True):
             self.hold(counter, amount, from_credit=from_credit)
         return grant
 
     def hold(self, counter: Counter, amount: int, *, from_credit: bool = False) -> None:
-        """Keep `amount` for a live exchange."""
-        counter.reserved += amount
-        if from_credit:
-            counter.credit -= amount
-        counter.noted(amount)
-        self.sync.look_after(counter)
+        """Keep `amount` more for a live exchange."""
+        if counter.take_credit(amount) if from_credit else counter.take(amount):
+            self.sync.look_after(counter)
 
     # While Redis is away.
 
-    def _reserve_alone(self, want: Want, counters: Sequence[Counter], key: str, account: str) -> "Grant | Unavailable":
-        policy = strictest(claim.rule for claim in want.claims)
-        if policy == "closed":
+    def _reserve_alone(self, tab: Tab, want: Want) -> "Grant | Unavailable":
+        if tab.when_down == "closed":
             return UNAVAILABLE
         tokens, borrowed = want.most, 0
-        if policy == "bounded":
-            # What the claims hold in `base` is bounded by itself; the allowance looks at tokens only.
+        if tab.when_down == "bounded":
+            # What is asked up front is bounded by itself; the allowance looks at tokens only.
             output = max(want.least, 1) if want.most else want.bound or 0
-            borrowed = self.borrow(key, want.input_tokens + output, want.input_tokens + max(want.most, output))
+            borrowed = self.borrow(tab.key, want.input_tokens + output, want.input_tokens + max(want.most, output))
             if not borrowed:
                 return UNAVAILABLE
             tokens = min(want.most, max(0, borrowed - want.input_tokens))
-        grant = self._grant(want, counters, tokens, key, account)
+        grant = self._grant(tab, want, tokens)
         grant.borrowed_tokens = borrowed
-        for counter in counters:
+        for counter in tab.counters:
             self.sync.mark(counter.book)
         return grant
 
@@ -177,33 +199,18 @@ class Quotas:
 
     # What is told to callers.
 
-    def left(self, grant_or_want: "Grant | Want", account: str) -> list[Left]:
-        """What is left of each rule that applies, after this admission, as far as this worker knows."""
-        if isinstance(grant_or_want, Grant):
-            pairs = zip(grant_or_want.want.claims, grant_or_want.counters, strict=True)
-            return [Left(claim.rule, claim.window, counter.remaining) for claim, counter in pairs]
-        return [
-            Left(claim.rule, claim.window, self._counter(claim, account).remaining) for claim in grant_or_want.claims
-        ]
+    def headers(self, tab: Tab) -> Headers:
+        """What is left of the rules that apply, as far as this worker knows."""
+        return tab.headers.at(self.sync.now())
 
     def known(self, rules: Sequence[tuple[Rule, Window]], account: str) -> list[tuple[int, int]]:
         """Used and reserved of each rule in its window, as far as this worker knows."""
-        counters = [self._counter(Claim(rule, window, 0, 0, 0), account) for rule, window in rules]
+        counters = [self._counter(rule, window, account) for rule, window in rules]
         return [(counter.known_used, counter.all_reserved) for counter in counters]
 
     async def look(self, rules: Sequence[tuple[Rule, Window]], account: str) -> list[tuple[int, int]] | None:
         """Used and reserved of each rule in its window, over all workers; None if Redis could not be asked."""
-        want = Want(
-            claims=tuple(Claim(rule, window, 0, 0, 0) for rule, window in rules),
-            least=0,
-            most=0,
-            bound=None,
-            send_max_tokens=None,
-            input_tokens=0,
-            renews=False,
-            choices=1,
-        )
-        counters = [self._counter(claim, account) for claim in want.claims]
+        counters = [self._counter(rule, window, account) for rule, window in rules]
         if not counters:
             return []
         future: asyncio.Future[bool] = self._loop.create_future()
@@ -222,104 +229,70 @@ class Quotas:
 class Grant:
     """What one exchange holds; the wall that its stream may run into (`gateway.wall.Allowance`)."""
 
-    __slots__ = (
-        "_account",
-        "_ask",
-        "_bound",
-        "_key",
-        "_late",
-        "_max_tokens",
-        "_quotas",
-        "_released",
-        "_spent",
-        "amounts",
-        "borrowed_tokens",
-        "counters",
-        "cut_by",
-        "exhausted",
-        "granted",
-        "on_change",
-        "top_up_at",
-        "used_tokens",
-        "want",
-    )
+    # What only some grants have of their own.
+    exhausted: str | None = None
+    cut_by: Rule | None = None
+    on_change: Callable[[], None] | None = None
+    borrowed_tokens = 0  # from the allowance of a key while Redis is away
+    used_tokens = 0  # input and output, known at settlement
+    granted = UNBOUNDED
+    top_up_at = UNBOUNDED
+    _spent = 0
+    _ask: Ask | None = None
+    _late: Patience | None = None
+    _released = False
 
-    def __init__(
-        self, quotas: Quotas, want: Want, counters: Sequence[Counter], tokens: int, key: str, account: str
-    ) -> None:
+    def __init__(self, tab: Tab, want: Want, tokens: int, amounts: list[int]) -> None:
+        """`tokens`: of output, granted so far; `amounts`: held of each counter, and the grant's own from now on."""
+        self.tab = tab
         self.want = want
-        self.counters = counters
-        self.amounts = [claim.base + claim.each * tokens for claim in want.claims]  # held of each counter
-        self.exhausted: str | None = None
-        self.cut_by: Rule | None = None
-        self.on_change: Callable[[], None] | None = None
-        self.borrowed_tokens = 0  # from the allowance of a key while Redis is away
-        self.used_tokens = 0  # input and output, known at settlement
-        self.granted = self.top_up_at = UNBOUNDED
-        self._quotas = quotas
-        self._key = key
-        self._account = account
-        self._bound = want.bound
-        self._spent = 0
-        self._ask: Ask | None = None
-        self._late: Patience | None = None
-        self._released = False
-        self._max_tokens = want.send_max_tokens
+        self.amounts = amounts
+        # To be sent upstream, per choice: the client gave none, and this is all that is granted.
+        self.max_tokens = want.send_max_tokens
         if want.renews:
             self.granted = 0
             self._extend(tokens)
         elif tokens < want.most:  # nobody bounds this answer, and little is left
-            self._max_tokens = max(1, tokens // want.choices)
-
-    @property
-    def max_tokens(self) -> int | None:
-        """What to send upstream as `max_tokens`, per choice: the client gave none, and this is all that is granted."""
-        return self._max_tokens
+            self.max_tokens = max(1, tokens // want.choices)
 
     @property
     def charges(self) -> tuple[Charge, ...]:
         """To which counters the exchange belongs."""
-        return tuple(
-            Charge(claim.rule.holder, claim.rule.id, claim.window.id, claim.rule.unit, claim.window.ends_at)
-            for claim in self.want.claims
-        )
+        return self.tab.terms.charges
 
     def top_up(self, spent: int) -> None:
         """So many output tokens are spent: see to the next slice. See `gateway.wall.Allowance`."""
         self._spent = spent
         if self._ask is not None or self.exhausted is not None or self._released:
             return
-        tokens = self._next_slice(spent)
-        quotas = self._quotas
-        parts = [part for part, rule in self._parts() if rule.when_exhausted != "finish"]
-        if not parts or (quotas.sync.store_up and all(part.counter.credit >= part.each * tokens for part in parts)):
+        tokens, quotas = self._next_slice(spent), self.tab.quotas
+        parts = [part for part, rule in self._growing() if rule.when_exhausted != "finish"]
+        if not parts or (quotas.sync.store_up and all(part.counter.covers(part.each * tokens) for part in parts)):
             self._take(tokens, credited=parts)
             return
         loop = asyncio.get_running_loop()
         self._ask = Ask(parts, 1, tokens, self._answered, loop.time() + ANSWER_S)
         self._late = Patience(ANSWER_S, self._is_late)
-        quotas.sync.ask(self._account, self._ask)
+        quotas.sync.ask(self.tab.account, self._ask)
 
-    def _parts(self) -> list[tuple[Part, Rule]]:
+    def _growing(self) -> list[tuple[Part, Rule]]:
         """The counters that grow with the output."""
-        return [
-            (Part(counter, 0, claim.each), claim.rule)
-            for claim, counter in zip(self.want.claims, self.counters, strict=True)
-            if claim.each
-        ]
+        places = zip(self.tab.counters, self.want.eaches, self.tab.terms.rules, strict=True)
+        return [(Part(counter, 0, each), rule) for counter, each, rule in places if each]
 
     def _next_slice(self, spent: int) -> int:
         tokens = SLICE_TOKENS + max(0, spent - self.granted)  # an event may have been worth more than was left
-        return tokens if self._bound is None else max(1, min(tokens, self._bound - self.granted))
+        bound = self.want.bound
+        return tokens if bound is None else max(1, min(tokens, bound - self.granted))
 
     def _answered(self, ask: Ask, answer: Answer) -> None:
         if ask is not self._ask:  # too late: what was granted is not held, and the next message says so
             for part in ask.parts:
-                self._quotas.sync.mark(part.counter.book)
+                self.tab.quotas.sync.mark(part.counter.book)
             return
         self._stop_waiting()
         if answer.granted is not None:
-            self._take(answer.granted)
+            self._take(answer.granted, credited=ask.parts if answer.from_credit else ())
         elif answer.denied_by is not None:
             self._is_denied(self._rule_of(ask.parts[answer.denied_by]))
         else:
@@ -328,7 +301,7 @@ class Grant:
             self.on_change()
 
     def _rule_of(self, part: Part) -> Rule:
-        return self.want.claims[self.counters.index(part.counter)].rule
+        return self.tab.terms.rules[self.tab.counters.index(part.counter)]
 
     def _is_late(self) -> None:
         ask, self._late = self._ask, None
@@ -355,82 +328,81 @@ class Grant:
 
     def _go_alone(self, ask: Ask) -> None:
         """Redis could not be asked for more."""
-        tokens, quotas = ask.most, self._quotas
-        policy = strictest(rule for part, rule in self._parts() if rule.when_exhausted != "finish")
+        tokens, tab = ask.most, self.tab
+        policy = strictest(rule for _, rule in self._growing() if rule.when_exhausted != "finish")
         if policy == "bounded":
-            tokens = quotas.borrow(self._key, 1, tokens)
+            tokens = tab.quotas.borrow(tab.key, 1, tokens)
             self.borrowed_tokens += tokens
         if policy == "closed" or not tokens:
             self._is_denied(self._rule_of(ask.parts[0]))
         else:
             self._take(tokens)
-            for counter in self.counters:
-                quotas.sync.mark(counter.book)
+            for counter in tab.counters:
+                tab.quotas.sync.mark(counter.book)
 
     def _take(self, tokens: int, credited: Sequence[Part] = ()) -> None:
         """Hold so many output tokens more."""
-        from_credit = {part.counter for part in credited}
-        for place, (claim, counter) in enumerate(zip(self.want.claims, self.counters, strict=True)):
-            if claim.each:
-                amount = claim.each * tokens
+        tab, from_credit = self.tab, {part.counter for part in credited}
+        places = zip(tab.counters, self.want.eaches, tab.terms.rules, strict=True)
+        for place, (counter, each, rule) in enumerate(places):
+            if each:
+                amount = each * tokens
                 self.amounts[place] += amount
-                self._quotas.hold(counter, amount, from_credit=counter in from_credit)
-                if claim.rule.when_exhausted == "finish":
-                    self._quotas.sync.mark(counter.book)
+                tab.quotas.hold(counter, amount, from_credit=counter in from_credit)
+                if rule.when_exhausted == "finish":
+                    tab.quotas.sync.mark(counter.book)
         self._extend(tokens)
 
     def _extend(self, tokens: int) -> None:
-        self.granted += tokens
-        self.top_up_at = self.granted - tokens // 2
-        if self._bound is not None and self.granted >= self._bound:
+        self.granted = granted = self.granted + tokens
+        self.top_up_at = granted - tokens // 2
+        bound = self.want.bound
+        if bound is not None and granted >= bound:
             self.granted = self.top_up_at = UNBOUNDED  # the upstream ends it by itself
 
     def input_is(self, input_tokens: int) -> None:
         """The real input is known: hold that, not the estimate."""
-        estimate = self.want.input_tokens
-        for place, (claim, counter) in enumerate(zip(self.want.claims, self.counters, strict=True)):
-            if claim.rule.unit is Unit.COST_USD:
-                change = claim.input_each * (input_tokens - estimate)
-            elif claim.rule.unit in (Unit.TOKENS, Unit.INPUT_TOKENS):
-                change = input_tokens - estimate
-            else:
-                continue
-            change = max(change, -self.amounts[place])
+        more, tab, amounts = input_tokens - self.want.input_tokens, self.tab, self.amounts
+        if not more:
+            return
+        for place, each in enumerate(tab.terms.input_eaches):
+            change = max(each * more, -amounts[place])
             if change:
-                self.amounts[place] += change
+                amounts[place] += change
+                counter = tab.counters[place]
                 counter.reserved += change
-                self._quotas.sync.mark(counter.book)
+                tab.quotas.sync.mark(counter.book)
 
     def release(self) -> None:
         """The exchange is settled, or was never begun. Idempotent."""
         if self._released:
             return
         self._released = True
-        ask, self.on_change = self._ask, None
-        if ask is not None:
-            ask.is_given_up = True
+        tab = self.tab
+        if self.on_change is not None:
+            self.on_change = None
+        if self._ask is not None:
+            self._ask.is_given_up = True
             self._stop_waiting()
-        for counter, amount in zip(self.counters, self.amounts, strict=True):
+        for counter, amount in zip(tab.counters, self.amounts):  # noqa: B905 - as above
             counter.reserved -= amount
-            self._quotas.sync.mark(counter.book)
+            book = counter.book
+            if book.waits_in != book.account:  # `mark` would see that, too, for twice the price
+                tab.quotas.sync.mark(book)
         if self.borrowed_tokens:
-            self._quotas.give_back(self._key, self.borrowed_tokens - self.used_tokens)
+            tab.quotas.give_back(tab.key, self.borrowed_tokens - self.used_tokens)
 
     def __repr__(self) -> str:
         granted = "unbounded" if self.granted == UNBOUNDED else self.granted
-        return f"<Grant granted={granted} spent={self._spent} exhausted={self.exhausted} counters={self.counters!r}>"
+        return (
+            f"<Grant granted={granted} spent={self._spent} exhausted={self.exhausted} counters={self.tab.counters!r}>"
+        )
 
 
 def strictest(rules: Iterable[Rule]) -> str:
     """The policy of several rules while Redis is away."""
     found = {rule.when_down for rule in rules}
     return next((policy for policy in _STRICTEST if policy in found), "open")
-
-
-def _credit_covers(claims: Sequence[Claim], counters: Sequence[Counter], tokens: int) -> bool:
-    return all(
-        counter.credit >= claim.base + claim.each * tokens for claim, counter in zip(claims, counters, strict=True)
-    )
 
 
 def _lasts_longer(one: Window, other: Window) -> bool:

@@ -53,12 +53,25 @@ class Ask:
         self.gives_up_at = gives_up_at
         self.is_given_up = False  # nobody waits any more: a grant is given back
 
+    def answer_from_credit(self) -> bool:
+        """Grant it, if credit that came since it was asked covers all of it: then it need not be sent."""
+        asks_for_something = False
+        for counter, up_front, each in self.parts:
+            amount = up_front + each * self.most
+            if not counter.covers(amount):
+                return False
+            asks_for_something = asks_for_something or amount > 0
+        if asks_for_something:  # else it wants to know
+            self.answer(self, Answer(self.most, from_credit=True))
+        return asks_for_something
+
 
 class Answer(NamedTuple):
     """What became of an Ask: `granted` output tokens (0 or more), or None; then who decided it, or nobody could."""
 
     granted: int | None
     denied_by: int | None = None  # index of the part; None: the store could not be asked
+    from_credit: bool = False  # the store was not asked: credit covers it
 
 
 UNANSWERED = Answer(None)

@@ -350,7 +350,15 @@ class Sync:
         for counter in counters:
             del account.counters[counter]
         self._settle_place(account)
-        return self._message(days, counters, [ask for ask in asks if not ask.is_given_up])
+        waiting = []
+        for ask in asks:
+            if ask.is_given_up:
+                continue
+            if ask.answer_from_credit():  # else at thousands a second somebody always asks, and takes credit away
+                counters += [part.counter.book for part in ask.parts]
+            else:
+                waiting.append(ask)
+        return self._message(days, counters, waiting)
 
     def _settle_place(self, account: _Account) -> None:
         """Put an account where it belongs, after something was taken from it."""

@@ -5,4 +5,5 @@ windows.py      when: calendar windows in a rule's own time zone
 charge.py       to which counters a settled exchange belongs, by value
 reservation.py  how much an exchange must be granted before it may begin, and later
 decision.py     what a refusal says, and for how long
+headers.py      what every answer says: how much is left
 """

@@ -6,18 +6,16 @@ headers are OpenAI's: https://platform.openai.com/docs/guides/error-codes
 """
 
 import math
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from meter_proxy.quota.charge import Unit
+from meter_proxy.quota.headers import Headers
 from meter_proxy.quota.rules import Rule
 from meter_proxy.quota.windows import Window
 
 CONCURRENT_RETRY_S = 1.0  # when another exchange ends, nobody knows
 NANO_USD = 1_000_000_000
-
-Headers = tuple[tuple[str, str], ...]
 
 
 class Denied(NamedTuple):
@@ -81,58 +79,3 @@ def described(rule: Rule) -> str:
     else:
         amount = f"{rule.limit:,} {rule.unit.value.replace('_', ' ')}"
     return f"{amount} in total" if rule.per == "total" else f"{amount} per {rule.per}"
-
-
-class Left(NamedTuple):
-    """What is left of a rule in its window, after an admission."""
-
-    rule: Rule
-    window: Window
-    remaining: int
-
-
-_TOKEN_UNITS = (Unit.TOKENS, Unit.OUTPUT_TOKENS, Unit.INPUT_TOKENS)  # the first that has a rule is shown
-
-
-def rate_limit_headers(left: Sequence[Left], now: float) -> Headers:
-    """`x-ratelimit-*` for requests and tokens: each from the rule that is nearest to its limit, as OpenAI writes them.
-
-    And `x-meter-quota-warning` with the rule that is furthest beyond its `warn_at`.
-    """
-    headers: list[tuple[str, str]] = []
-    for word, units in (("requests", (Unit.REQUESTS,)), ("tokens", _TOKEN_UNITS)):
-        tightest = _tightest(left, units)
-        if tightest is not None:
-            rule, window, remaining = tightest
-            headers.append((f"x-ratelimit-limit-{word}", str(rule.limit)))
-            headers.append((f"x-ratelimit-remaining-{word}", str(remaining)))
-            if window.ends_at:
-                headers.append((f"x-ratelimit-reset-{word}", duration(window.ends_at - now)))
-    warned = [one for one in left if one.rule.warn_from is not None and _taken(one) >= one.rule.warn_from]
-    if warned:
-        most = max(warned, key=lambda one: _taken(one) / max(1, one.rule.limit))
-        headers.append(("x-meter-quota-warning", most.rule.id))
-    return tuple(headers)
-
-
-def _tightest(left: Sequence[Left], units: Sequence[Unit]) -> Left | None:
-    for unit in units:
-        of_unit = [one for one in left if one.rule.unit is unit]
-        if of_unit:
-            return min(of_unit, key=lambda one: one.remaining / max(1, one.rule.limit))
-    return None
-
-
-def _taken(left: Left) -> int:
-    return left.rule.limit - left.remaining
-
-
-def duration(seconds: float) -> str:
-    """As OpenAI writes it: `120ms`, `1s`, `6m0s`, `17h32m5s`; never below 1 ms."""
-    if seconds < 1:
-        return f"{max(1, math.ceil(seconds * 1000))}ms"
-    whole = math.ceil(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours}h{minutes}m{rest}s"
-    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

@@ -6,10 +6,13 @@ whole; of the output, a slice, renewed as the stream flows. What is reserved and
 The upper bound of input holds for text: no token is less than a byte. Images and audio have no bound that we know.
 """
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from meter_proxy.quota.charge import Unit
+import msgspec
+
+from meter_proxy.quota.charge import Charge, Unit
 from meter_proxy.quota.rules import Rule
 from meter_proxy.quota.windows import Window, window_at
 
@@ -20,16 +23,28 @@ TEMPLATE_TOKENS = 16  # that a chat template may add to each message, at most ..
 CONVERSATION_TOKENS = 32  # ... and to the whole
 
 
-class Asked(NamedTuple):
-    """What a request says about its size."""
+class Asked(Protocol):
+    """What a request says about its size; `metering.request.Asked` is it."""
 
-    stream: bool
-    choices: int  # n x prompts
-    max_output_tokens: int | None  # per choice, the client's
-    model_max_output_tokens: int | None  # per choice, the model's
-    has_output: bool  # embeddings have none
-    input_text_bytes: int
-    texts: int  # messages or prompts
+    @property
+    def stream(self) -> bool:
+        """Whether the answer comes in pieces."""
+
+    @property
+    def choices(self) -> int:
+        """n x prompts."""
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """Per choice, the client's."""
+
+    @property
+    def input_text_bytes(self) -> int:
+        """Of all texts."""
+
+    @property
+    def texts(self) -> int:
+        """Messages or prompts."""
 
 
 class Rates(NamedTuple):
@@ -42,76 +57,131 @@ class Rates(NamedTuple):
 FREE = Rates(0, 0)
 
 
-class Claim(NamedTuple):
-    """What an exchange asks of one counter: `base` up front, `each` per output token granted."""
+class Want(msgspec.Struct, gc=False):
+    """What an exchange asks of all its counters. All is granted, or nothing.
 
-    rule: Rule
-    window: Window
-    base: int
-    each: int  # 0: output does not count, or all of it is in `base`
-    input_each: int  # the part of `base` that is due to an input token
+    A struct, and amounts without a name each: one is made for every request, within 1 us.
+    """
 
-
-class Want(NamedTuple):
-    """What an exchange asks of all its counters. All is granted, or nothing."""
-
-    claims: tuple[Claim, ...]
-    least: int  # output tokens; 0 where no claim has an `each`
-    most: int  # granted is min(most, what fits)
+    amounts: list[int]  # of each counter, if `most` is granted
+    eaches: tuple[int, ...]  # of each counter, per output token granted; 0: output does not count, or all is asked for
+    most: int  # output tokens: granted is min(most, what fits); 0 where no counter grows with them
     bound: int | None  # all the output there can be
     send_max_tokens: int | None  # per choice, to be sent upstream because the client gave none
-    input_tokens: int  # what `base` was made with
+    input_tokens: int  # what `amounts` were made with
     renews: bool  # more is asked for as the stream flows
     choices: int
 
+    @property
+    def least(self) -> int:
+        """Output tokens below which nothing is granted."""
+        return 1 if self.most else 0
 
-def want_for(rules: Sequence[Rule], asked: Asked, rates: Rates, now: float) -> Want:
-    """What an exchange under `rules` (those that apply to its model) needs to begin at `now` (Unix seconds, Redis')."""
-    per_choice = asked.max_output_tokens
-    if per_choice is None:
-        per_choice = asked.model_max_output_tokens
-    bound: int | None = 0 if not asked.has_output else None
-    if asked.has_output and per_choice is not None:
-        bound = per_choice * asked.choices
-    estimate = -(-asked.input_text_bytes // ESTIMATE_BYTES)
-    upper = asked.input_text_bytes + TEMPLATE_TOKENS * asked.texts + CONVERSATION_TOKENS
+    def amounts_for(self, tokens: int) -> list[int]:
+        """Of each counter, if so many output tokens are granted: what it asks up front is that for 0."""
+        if tokens == self.most:
+            return self.amounts
+        less = self.most - tokens
+        return [amount - each * less for amount, each in zip(self.amounts, self.eaches, strict=True)]
 
-    claims: list[Claim] = []
-    is_hard = False
-    for rule in rules:
-        hard = rule.hard or not asked.stream
-        claim = _claim(rule, window_at(rule.per, rule.zone, now), upper if hard else estimate, rates)
-        if hard and claim.each and bound is not None:
-            claim = claim._replace(base=claim.base + claim.each * bound, each=0)
-            is_hard = True
-        claims.append(claim)
 
-    grows = any(claim.each for claim in claims)
-    most = 0
-    if grows:
-        most = SLICE_TOKENS if asked.stream else PLAIN_TOKENS * asked.choices
-        most = most if bound is None else min(most, bound)
-    return Want(
-        claims=tuple(claims),
-        least=min(1, most),
-        most=most,
-        bound=bound,
-        send_max_tokens=per_choice if is_hard and asked.max_output_tokens is None and asked.has_output else None,
-        input_tokens=estimate if asked.stream else upper,
-        renews=grows and asked.stream and most > 0,
-        choices=asked.choices,
+class Terms:
+    """The rules under which one key asks for one model, in their present windows: what all such calls have in common.
+
+    They hold from `began_at` until `ends_at` (Unix seconds, Redis'): then a window ends.
+    """
+
+    __slots__ = (
+        "_all_hard",
+        "_eaches",
+        "_grows",
+        "_max_output_tokens",
+        "_rows",
+        "_some_hard",
+        "began_at",
+        "charges",
+        "ends_at",
+        "input_eaches",
+        "rules",
+        "windows",
     )
 
+    def __init__(self, rules: Sequence[Rule], rates: Rates, max_output_tokens: int | None, now: float) -> None:
+        """`rules`: those that apply to the model; `max_output_tokens`: per choice, the model's."""
+        self.rules = tuple(rules)
+        self.windows: tuple[Window, ...] = tuple(window_at(rule.per, rule.zone, now) for rule in rules)
+        self.began_at = max((window.began_at for window in self.windows), default=0)
+        self.ends_at = min((window.ends_at for window in self.windows if window.ends_at), default=math.inf)
+        self.charges = tuple(  # to which counters an exchange belongs
+            Charge(rule.holder, rule.id, window.id, rule.unit, window.ends_at)
+            for rule, window in zip(rules, self.windows, strict=True)
+        )
+        self._rows = [_row(rule.unit, rates) for rule in rules]
+        self.input_eaches = tuple(input_each for _, input_each, _ in self._rows)
+        self._eaches = tuple(each for _, _, each in self._rows)
+        self._all_hard = (0,) * len(self._rows)
+        self._grows = any(self._eaches)
+        self._some_hard = any(rule.hard for rule in rules)
+        self._max_output_tokens = max_output_tokens
 
-def _claim(rule: Rule, window: Window, input_tokens: int, rates: Rates) -> Claim:
-    match rule.unit:
+    def want(self, asked: Asked, *, has_output: bool = True) -> Want:
+        """What a call needs to begin. `has_output`: embeddings have none."""
+        choices, own_bound = asked.choices, asked.max_output_tokens
+        per_choice = self._max_output_tokens if own_bound is None else own_bound
+        bound: int | None = 0
+        if has_output:
+            bound = per_choice * choices if per_choice is not None else None
+        if asked.stream:
+            return self._stream_want(asked, bound, per_choice if own_bound is None and has_output else None)
+        upper = _upper(asked)
+        if bound is None:
+            most = output = PLAIN_TOKENS * choices if self._grows else 0
+            eaches, sent = self._eaches, None
+        else:
+            most, output, eaches = 0, bound, self._all_hard
+            sent = per_choice if own_bound is None and has_output and self._grows else None
+        amounts = [up_front + input_each * upper + each * output for up_front, input_each, each in self._rows]
+        return Want(amounts, eaches, most, bound, sent, upper, False, choices)
+
+    def _stream_want(self, asked: Asked, bound: int | None, sent: int | None) -> Want:
+        estimate = -(-asked.input_text_bytes // ESTIMATE_BYTES)
+        if self._some_hard:
+            return self._mixed_want(asked, bound, sent, estimate)
+        most = 0
+        if self._grows:
+            most = SLICE_TOKENS if bound is None or bound > SLICE_TOKENS else bound
+        amounts = [up_front + input_each * estimate + each * most for up_front, input_each, each in self._rows]
+        return Want(amounts, self._eaches, most, bound, None, estimate, most > 0, asked.choices)
+
+    def _mixed_want(self, asked: Asked, bound: int | None, sent: int | None, estimate: int) -> Want:
+        """Of a stream, where some rules, or all, are hard."""
+        upper, is_hard = _upper(asked), [rule.hard and bound is not None for rule in self.rules]
+        eaches = tuple(0 if hard else each for each, hard in zip(self._eaches, is_hard, strict=True))
+        most = 0
+        if any(eaches):
+            most = SLICE_TOKENS if bound is None else min(SLICE_TOKENS, bound)
+        amounts = []
+        for rule, hard, (up_front, input_each, each) in zip(self.rules, is_hard, self._rows, strict=True):
+            output = bound if hard and bound is not None else most
+            amounts.append(up_front + input_each * (upper if rule.hard else estimate) + each * output)
+        held_whole = any(hard and each for each, hard in zip(self._eaches, is_hard, strict=True))
+        return Want(amounts, eaches, most, bound, sent if held_whole else None, estimate, most > 0, asked.choices)
+
+
+def _upper(asked: Asked) -> int:
+    return asked.input_text_bytes + TEMPLATE_TOKENS * asked.texts + CONVERSATION_TOKENS
+
+
+def _row(unit: Unit, rates: Rates) -> tuple[int, int, int]:
+    """What a call owes a counter: up front, per input token, per output token."""
+    match unit:
         case Unit.TOKENS:
-            return Claim(rule, window, input_tokens, 1, 1)
+            return 0, 1, 1
         case Unit.INPUT_TOKENS:
-            return Claim(rule, window, input_tokens, 0, 1)
+            return 0, 1, 0
         case Unit.OUTPUT_TOKENS:
-            return Claim(rule, window, 0, 1, 0)
+            return 0, 0, 1
         case Unit.COST_USD:
-            return Claim(rule, window, input_tokens * rates.input, rates.output, rates.input)
+            return 0, rates.input, rates.output
         case Unit.REQUESTS | Unit.CONCURRENT:
-            return Claim(rule, window, 1, 0, 0)
+            return 1, 0, 0

@@ -6,18 +6,18 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from redis import Redis
 
 from meter_proxy.ledger.books import Books
-from meter_proxy.ledger.counters import counter_of
-from meter_proxy.ledger.grants import UNBOUNDED, Grant, Quotas, Unavailable
+from meter_proxy.ledger.grants import UNBOUNDED, Grant, Quotas, Tab, Unavailable
 from meter_proxy.ledger.store import Store
 from meter_proxy.ledger.sync import Sync
 from meter_proxy.quota.charge import Unit
 from meter_proxy.quota.decision import Denied
-from meter_proxy.quota.reservation import Claim, Want
+from meter_proxy.quota.reservation import FREE, Terms, Want
 from meter_proxy.quota.rules import Rule
 from meter_proxy.quota.windows import Window
 from meter_proxy.tasks import spawn
@@ -25,7 +25,6 @@ from tests.support.servers import StoreServer
 from tests.support.waiting import until
 
 DAY = Window("20990131", 4_073_500_800, 4_073_587_200)
-OPEN = Window("live", 0, 0)
 SLICE = 512
 
 
@@ -86,43 +85,41 @@ def rule(limit: int, unit: Unit = Unit.TOKENS, **options: str) -> Rule:
     )
 
 
-def hard(limit_rule: Rule, amount: int) -> Want:
+class Wish(NamedTuple):
+    """A want, and the rule that it is about."""
+
+    rule: Rule
+    want: Want
+
+
+def hard(limit_rule: Rule, amount: int) -> Wish:
     """All of it up front."""
-    return Want(
-        claims=(Claim(limit_rule, DAY, amount, 0, 0),),
-        least=0,
-        most=0,
-        bound=None,
-        send_max_tokens=None,
-        input_tokens=0,
-        renews=False,
-        choices=1,
-    )
+    return Wish(limit_rule, Want([amount], (0,), 0, None, None, 0, False, 1))
 
 
-def by_slice(limit_rule: Rule, input_tokens: int = 10, bound: int | None = None) -> Want:
+def by_slice(limit_rule: Rule, input_tokens: int = 10, bound: int | None = None) -> Wish:
     """A stream: its input, and a slice of output."""
-    return Want(
-        claims=(Claim(limit_rule, DAY, input_tokens, 1, 1),),
-        least=1,
-        most=min(SLICE, bound or SLICE),
-        bound=bound,
-        send_max_tokens=None,
-        input_tokens=input_tokens,
-        renews=True,
-        choices=1,
-    )
+    most = min(SLICE, bound or SLICE)
+    return Wish(limit_rule, Want([input_tokens + most], (1,), most, bound, None, input_tokens, True, 1))
 
 
-async def reserve(quotas: Quotas, want: Want) -> Grant:
-    grant = await quotas.reserve(want, key="alice", account="alice")
+def tab_for(quotas: Quotas, limit_rule: Rule, key: str = "alice") -> Tab:
+    return quotas.open_tab(Terms([limit_rule], FREE, None, DAY.began_at), key=key, account=key)
+
+
+async def answer_to(quotas: Quotas, wish: Wish, key: str = "alice") -> Grant | Denied | Unavailable:
+    return await quotas.reserve(tab_for(quotas, wish.rule, key), wish.want)
+
+
+async def reserve(quotas: Quotas, wish: Wish) -> Grant:
+    grant = await answer_to(quotas, wish)
     assert isinstance(grant, Grant), grant
     return grant
 
 
 def settle(grant: Grant, used: int) -> None:
     """What the ledger does when an exchange has ended."""
-    for counter in grant.counters:
+    for counter in grant.tab.counters:
         counter.book.used += used
     grant.release()
 
@@ -144,7 +141,7 @@ async def test_exactly_what_is_left_is_granted_to_many_at_once_on_several_worker
         quotas = [await stack.enter_async_context(worker(server.url, f"w{n}", workers=4)) for n in range(4)]
         for round_ in range(5):
             limit = rule(1000, id=f"round-{round_}")
-            wants = [quotas[n % 4].reserve(hard(limit, 10), key="alice", account="alice") for n in range(1000)]
+            wants = [answer_to(quotas[n % 4], hard(limit, 10)) for n in range(1000)]
             answers = await asyncio.gather(*wants)
             assert sum(isinstance(answer, Grant) for answer in answers) == 100
             assert sum(isinstance(answer, Denied) for answer in answers) == 900
@@ -162,7 +159,7 @@ async def test_the_last_tokens_can_be_used(server: StoreServer, redis: Redis) ->
     async with worker(server.url) as quotas:
         grant = await reserve(quotas, by_slice(rule(13)))
         assert grant.granted == 3
-        assert isinstance(await quotas.reserve(by_slice(rule(13)), key="alice", account="alice"), Denied)
+        assert isinstance(await answer_to(quotas, by_slice(rule(13))), Denied)
 
 
 async def test_a_stream_is_topped_up_in_the_background(server: StoreServer, redis: Redis) -> None:
@@ -229,7 +226,7 @@ async def test_what_is_used_up_is_refused_without_asking(server: StoreServer, re
         await until(settled(redis, 10, 0), "the sums in Redis")
         server.pause()
         try:
-            assert isinstance(await quotas.reserve(hard(rule(10), 1), key="alice", account="alice"), Denied)
+            assert isinstance(await answer_to(quotas, hard(rule(10), 1)), Denied)
         finally:
             server.resume()
 
@@ -242,7 +239,7 @@ async def test_far_from_the_limit_a_busy_worker_grants_by_itself(server: StoreSe
         ends_at = time.monotonic() + 5
         used = 0
         while by_itself < 100 and time.monotonic() < ends_at:
-            answer = quotas.reserve(hard(limit, 10), key="alice", account="alice")
+            answer = answer_to(quotas, hard(limit, 10))
             grant = _at_once(answer)
             if grant is None:
                 grant = await reserve(quotas, hard(limit, 10))
@@ -274,7 +271,7 @@ async def test_credit_of_one_worker_does_not_keep_another_from_the_last_tokens(
         for _ in range(300):
             settle(await reserve(rich, hard(limit, 10)), used=0)
             await asyncio.sleep(0.001)
-        counter = counter_of(next(iter((await reserve(rich, hard(limit, 1))).counters)).book)
+        counter = (await reserve(rich, hard(limit, 1))).tab.counters[0]
         assert counter.credit > 0
         grant = await reserve(poor, hard(limit, 100_000 - 1))
         await until(settled(redis, 0, 100_000), "the sums in Redis")
@@ -283,7 +280,7 @@ async def test_credit_of_one_worker_does_not_keep_another_from_the_last_tokens(
 
 async def test_without_redis_closed_rules_refuse_and_open_ones_grant(tmp_path: Path) -> None:
     async with worker(f"unix://{tmp_path}/none.sock") as quotas:
-        closed = await quotas.reserve(hard(rule(100, when_down="closed"), 1), key="alice", account="alice")
+        closed = await answer_to(quotas, hard(rule(100, when_down="closed"), 1))
         assert isinstance(closed, Unavailable)
         grant = await reserve(quotas, by_slice(rule(100_000, when_down="open")))
         grant.top_up(300)
@@ -299,8 +296,8 @@ async def test_without_redis_a_bounded_rule_grants_an_allowance_per_key(tmp_path
         assert grant.granted == 600 - 10
         grant.top_up(600 - 10)
         assert grant.exhausted == "stop"
-        assert isinstance(await quotas.reserve(by_slice(limit), key="alice", account="alice"), Unavailable)
-        assert isinstance(await quotas.reserve(by_slice(limit), key="bob", account="bob"), Grant)
+        assert isinstance(await answer_to(quotas, by_slice(limit)), Unavailable)
+        assert isinstance(await answer_to(quotas, by_slice(limit), "bob"), Grant)
         grant.used_tokens = 100
         settle(grant, used=100)
         assert (await reserve(quotas, by_slice(limit))).granted == 500 - 10
@@ -326,7 +323,7 @@ async def test_a_frozen_redis_is_waited_for_once(server: StoreServer, redis: Red
 async def test_who_gives_up_waiting_holds_nothing(server: StoreServer, redis: Redis) -> None:
     async with worker(server.url) as quotas:
         for delay in (0.0, 0.0001, 0.0005, 0.001, 0.002):
-            task = asyncio.ensure_future(quotas.reserve(by_slice(rule(100_000)), key="alice", account="alice"))
+            task = asyncio.ensure_future(answer_to(quotas, by_slice(rule(100_000))))
             await asyncio.sleep(delay)
             if not task.done():
                 task.cancel()
@@ -360,7 +357,7 @@ async def test_streams_on_several_workers_never_deliver_more_than_the_limit(
 
     async def stream(quotas: Quotas) -> None:
         nonlocal delivered
-        grant = await quotas.reserve(by_slice(limit, input_tokens=0), key="alice", account="alice")
+        grant = await answer_to(quotas, by_slice(limit, input_tokens=0))
         if not isinstance(grant, Grant):
             return
         changed = asyncio.Event()

@@ -13,8 +13,9 @@ from meter_proxy.ledger import Ledger, ledger, sync
 from meter_proxy.ledger.grants import Grant
 from meter_proxy.ledger.messages import day_expires_at
 from meter_proxy.ledger.reading import iter_records
+from meter_proxy.metering.request import Asked
 from meter_proxy.quota.charge import Charge, Unit
-from meter_proxy.quota.reservation import FREE, Asked, want_for
+from meter_proxy.quota.reservation import FREE, Terms
 from meter_proxy.quota.rules import Rule
 from tests.support.records import totals_of, usage_record
 from tests.support.waiting import until
@@ -22,15 +23,6 @@ from tests.unit.ledger.stores import InMemory, LosesReplies, RefusesOneKey, Slow
 
 NOW = 1772366400.0  # 2026-03-01T12:00:00Z
 MakeLedger = Callable[..., Ledger]
-ASKED = Asked(
-    stream=True,
-    choices=1,
-    max_output_tokens=None,
-    model_max_output_tokens=None,
-    has_output=True,
-    input_text_bytes=40,
-    texts=1,
-)
 
 
 @pytest.fixture(autouse=True)
@@ -414,8 +406,9 @@ async def test_what_a_killed_worker_held_is_free_when_the_next_one_starts(make: 
         id="tokens-total", holder="k", owner="alice", unit=Unit.TOKENS, limit=1000, per="total", zone="UTC", hard=False,
         warn_from=None, when_exhausted="stop", when_down="closed",
     )  # fmt: skip
-    want = want_for([rule], ASKED, FREE, NOW)
-    assert isinstance(await killed.quotas.reserve(want, key="alice", account="alice"), Grant)
+    tab = killed.quotas.open_tab(Terms([rule], FREE, None, NOW), key="alice", account="alice")
+    want = tab.terms.want(Asked(model="m", stream=True, input_text_bytes=40))
+    assert isinstance(await killed.quotas.reserve(tab, want), Grant)
     name = "mp:{alice}:quota:k:alice:tokens-total:total"
     await until(lambda: store.redis.hget(name, "reserved") == "522", "it is held")
     killed._lock.release()  # what a kill does, and nothing more

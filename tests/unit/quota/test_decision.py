@@ -1,11 +1,11 @@
-"""What refusals and rate-limit headers say."""
+"""What refusals say."""
 
 from typing import Any
 
 import pytest
 
 from meter_proxy.quota.charge import Unit, expires_at
-from meter_proxy.quota.decision import Left, denied, described, duration, rate_limit_headers
+from meter_proxy.quota.decision import denied, described
 from meter_proxy.quota.rules import Rule
 from meter_proxy.quota.statement import dollars
 from meter_proxy.quota.windows import Window
@@ -66,44 +66,6 @@ def test_the_message_names_limit_rule_and_reset() -> None:
 )
 def test_limits_are_told_in_words(of: Rule, words: str) -> None:
     assert described(of) == words
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.12, "120ms"), (0, "1ms"), (1, "1s"), (59.2, "1m0s"), (360, "6m0s"), (63_125, "17h32m5s"), (0.9999, "1000ms")],
-)
-def test_durations_are_written_as_openai_writes_them(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_of_several_rules_the_tightest_is_shown() -> None:
-    """Per unit; tokens before output before input; cost and concurrent have no headers of OpenAI's."""
-    left = [
-        Left(rule(Unit.REQUESTS, 100), WINDOW, 50),
-        Left(rule(Unit.REQUESTS, 10), WINDOW, 3),
-        Left(rule(Unit.OUTPUT_TOKENS, 10), WINDOW, 1),
-        Left(rule(Unit.TOKENS, 1000), WINDOW, 900),
-        Left(rule(Unit.COST_USD, 10), WINDOW, 1),
-        Left(rule(Unit.CONCURRENT, 2, None), Window("live", 0, 0), 1),
-    ]
-    assert dict(rate_limit_headers(left, NOW)) == {
-        "x-ratelimit-limit-requests": "10",
-        "x-ratelimit-remaining-requests": "3",
-        "x-ratelimit-reset-requests": "1m31s",
-        "x-ratelimit-limit-tokens": "1000",
-        "x-ratelimit-remaining-tokens": "900",
-        "x-ratelimit-reset-tokens": "1m31s",
-    }
-
-
-def test_a_warning_names_the_fullest_rule() -> None:
-    left = [
-        Left(rule(id="calm", warn_from=160_000), WINDOW, 40_001),
-        Left(rule(id="full", warn_from=160_000), WINDOW, 10_000),
-        Left(rule(id="fuller", warn_from=160_000), WINDOW, 5_000),
-    ]
-    assert ("x-meter-quota-warning", "fuller") in rate_limit_headers(left, NOW)
-    assert "x-meter-quota-warning" not in dict(rate_limit_headers(left[:1], NOW))
 
 
 def test_counters_outlive_their_window_but_not_for_ever() -> None:

@@ -4,30 +4,33 @@ from typing import Any
 
 import pytest
 
-from meter_proxy.quota.charge import Unit
-from meter_proxy.quota.reservation import FREE, PLAIN_TOKENS, SLICE_TOKENS, Asked, Rates, Want, want_for
+from meter_proxy.metering.request import Asked
+from meter_proxy.quota.charge import Charge, Unit
+from meter_proxy.quota.reservation import FREE, PLAIN_TOKENS, SLICE_TOKENS, Rates, Terms, Want
 from meter_proxy.quota.rules import Rule
+from meter_proxy.quota.windows import Window
 
-NOW = 1_800_000_000.0
+NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 
 
-def rule(unit: Unit, *, hard: bool = False) -> Rule:
+def rule(unit: Unit, *, hard: bool = False, per: str | None = "day", zone: str = "UTC") -> Rule:
     return Rule(
-        id=unit.value, holder="k", owner="alice", unit=unit, limit=1000, per="day", zone="UTC", hard=hard,
+        id=unit.value, holder="k", owner="alice", unit=unit, limit=1000, per=per, zone=zone, hard=hard,
         warn_from=None, when_exhausted="stop", when_down="bounded",
     )  # fmt: skip
 
 
-def want(*units: Unit, hard: bool = False, rates: Rates = FREE, **asked: Any) -> Want:
-    members: dict[str, Any] = {
-        "stream": True, "choices": 1, "max_output_tokens": None, "model_max_output_tokens": None,
-        "has_output": True, "input_text_bytes": 400, "texts": 2, **asked,
-    }  # fmt: skip
-    return want_for([rule(unit, hard=hard) for unit in units], Asked(**members), rates, NOW)
+def want(*rules: Unit | Rule, hard: bool = False, rates: Rates = FREE, **asked: Any) -> Want:
+    """By rules of these units."""
+    made = [one if isinstance(one, Rule) else rule(one, hard=hard) for one in rules]
+    model_max, has_output = asked.pop("model_max_output_tokens", None), asked.pop("has_output", True)
+    members: dict[str, Any] = {"model": "m", "stream": True, "input_text_bytes": 400, "texts": 2, **asked}
+    return Terms(made, rates, model_max, NOW).want(Asked(**members), has_output=has_output)
 
 
 def claims(found: Want) -> list[tuple[int, int]]:
-    return [(claim.base, claim.each) for claim in found.claims]
+    """What is asked of each counter: up front, and per output token."""
+    return list(zip(found.amounts_for(0), found.eaches, strict=True))
 
 
 UPPER = 400 + 2 * 16 + 32  # a byte is at most a token; templates
@@ -85,3 +88,39 @@ def test_embeddings_have_no_output() -> None:
 def test_a_rule_without_tokens_needs_no_slice() -> None:
     found = want(Unit.REQUESTS)
     assert (found.least, found.most, found.renews) == (0, 0, False)
+
+
+def test_what_fits_is_asked_for_up_front_and_per_token() -> None:
+    found = want(Unit.TOKENS, Unit.REQUESTS)
+    assert found.amounts == found.amounts_for(SLICE_TOKENS) == [100 + SLICE_TOKENS, 1]
+    assert found.amounts_for(7) == [107, 1]
+
+
+def test_of_a_stream_hard_rules_reserve_all_and_others_a_slice() -> None:
+    soft, hard = rule(Unit.TOKENS), rule(Unit.OUTPUT_TOKENS, hard=True)
+    found = want(soft, hard, model_max_output_tokens=2000)
+    assert claims(found) == [(100, 1), (2000, 0)]
+    assert (found.most, found.renews, found.send_max_tokens) == (SLICE_TOKENS, True, 2000)
+
+
+def test_a_hard_rule_over_a_stream_that_nobody_bounds_is_granted_by_slice() -> None:
+    found = want(Unit.TOKENS, hard=True)
+    assert claims(found) == [(UPPER, 1)]
+    assert (found.most, found.renews, found.send_max_tokens) == (SLICE_TOKENS, True, None)
+
+
+def test_terms_hold_until_the_first_of_their_windows_ends() -> None:
+    """And not before the last of them began."""
+    rules = [rule(Unit.TOKENS), rule(Unit.REQUESTS, per="minute"), rule(Unit.CONCURRENT, per=None)]
+    terms = Terms(rules, FREE, None, NOW + 90)
+    assert (terms.began_at, terms.ends_at) == (NOW + 60, NOW + 120)
+    assert Terms(rules[2:], FREE, None, NOW).ends_at == float("inf")
+
+
+def test_charges_name_rule_and_window() -> None:
+    terms = Terms([rule(Unit.TOKENS, zone="Asia/Shanghai"), rule(Unit.CONCURRENT, per=None)], FREE, None, NOW)
+    assert terms.windows[0] == Window("20270115", 1_799_942_400, 1_800_028_800)
+    assert terms.charges == (
+        Charge("k", "tokens", "20270115", Unit.TOKENS, 1_800_028_800),
+        Charge("k", "concurrent", "live", Unit.CONCURRENT, 0),
+    )
