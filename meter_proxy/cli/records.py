@@ -22,7 +22,8 @@ from meter_proxy.cli.tables import (
 )
 from meter_proxy.errors import ConfigError
 from meter_proxy.ledger.journal import JournalRecord
-from meter_proxy.ledger.reading import RecordTail, iter_records, newest_records
+from meter_proxy.ledger.reading import iter_records, newest_records
+from meter_proxy.ledger.tail import RecordTail
 from meter_proxy.ledger.totals import parse_since
 from meter_proxy.usage import UsageRecord
 

@@ -27,17 +27,16 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 SPARE = "spare"  # the next segment, allocated before it is needed
 
 
-class JournalRecord(UsageRecord, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A settled exchange as it stands in the journal."""
+class SettledRecord(UsageRecord, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A settled exchange as it is shown and counted."""
 
     model_label: str
-    charges: tuple[Charge, ...] = ()
     cut_by: str | None = None  # `k/RULE` or `a/RULE`: the key's or the account's
 
     @property
     def admitted_at(self) -> float:
         """Return the admission in Unix seconds."""
-        return datetime.fromisoformat(self.time).timestamp()
+        return instant(self.time)
 
     @property
     def settled_at(self) -> float:
@@ -45,8 +44,28 @@ class JournalRecord(UsageRecord, frozen=True, kw_only=True, omit_defaults=True, 
         return self.admitted_at + self.duration_ms / 1000
 
 
+class JournalRecord(SettledRecord, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A settled exchange as it stands in the journal."""
+
+    charges: tuple[Charge, ...] = ()
+
+
+def instant(time: str) -> float:
+    """RFC 3339 in Unix seconds. Raises `ValueError`."""
+    ms = time[20:23]
+    if len(time) == 24 and time[19] == "." and time[23] == "Z" and ms.isdigit():  # as we write it
+        return (_second(time[:19]) * 1000 + int(ms)) / 1000
+    return datetime.fromisoformat(time).timestamp()
+
+
+@lru_cache(maxsize=4096)  # parsing takes 0.7 us; records come in the order of their settlement, so seconds repeat
+def _second(time: str) -> int:
+    return int(datetime.fromisoformat(time + "Z").timestamp())
+
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(JournalRecord).decode
+_decode_settled = msgspec.json.Decoder(SettledRecord).decode
 
 
 def encode_line(
@@ -70,8 +89,24 @@ def _labelled(model_label: str) -> bytes:
 def decode_record(text: bytes) -> JournalRecord:
     """Parse the JSON of a line. Raises `ValueError` for anything else."""
     record = _decode(text)  # msgspec's errors are ValueErrors
-    datetime.fromisoformat(record.time)  # ... and so is this one: readers rely on the time
+    instant(record.time)  # ... and so is this one: readers rely on the time
     return record
+
+
+def decode_settled(text: bytes) -> SettledRecord:
+    """The same, without the charges: for those who do not ask for them, at two thirds of the price."""
+    record = _decode_settled(text)
+    instant(record.time)
+    return record
+
+
+def without_charges(text: bytes) -> bytes:
+    """The JSON of a line as it is shown. Inside a string the quotes of these names would be escaped."""
+    begin = text.rfind(b',"charges":[')
+    if begin < 0:
+        return text
+    end = text.rfind(b',"cut_by":')
+    return text[:begin] + text[end if end > begin else -1 :]
 
 
 def legible(record: UsageRecord) -> UsageRecord:

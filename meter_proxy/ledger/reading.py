@@ -8,14 +8,15 @@ logged by whoever meets it, and left out.
 import heapq
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from meter_proxy.ledger import segments
-from meter_proxy.ledger.journal import JournalRecord, decode_record
+from meter_proxy.ledger.journal import JournalRecord, SettledRecord, decode_record
 from meter_proxy.ledger.segments import data_length, journal_directories, unframed
 
-MAX_POLL_BYTES = 4_194_304  # of one journal in one poll; the rest comes with the next
+R = TypeVar("R", bound=SettledRecord)
 
 _log = logging.getLogger("meter_proxy.ledger.reading")
 
@@ -52,17 +53,29 @@ def read_journal(journal: Path, *, since: float = 0.0, until: int | None = None)
 
     Segments without news at `since` (Unix seconds) or later are left out.
     """
-    for segment in segments.segments(journal):
-        if not _is_newer(segment.path, since):
-            continue
-        yield from read_segment(segment.path, None if until is None else until - segment.start)
+    for path, offset, text in read_texts(journal, since=since, until=until):
+        if (record := decoded(path, offset, text)) is not None:
+            yield record
 
 
-def read_segment(path: Path, until: int | None = None) -> Iterator[JournalRecord]:
-    """Yield the records of one segment, up to the offset `until`."""
+def read_texts(
+    journal: Path, *, since: float = 0.0, until: int | None = None
+) -> Iterator[tuple[Path, int, bytes | None]]:
+    """Yield the lines of one journal as they were written, each as its file, the offset, and its JSON: None if wrong.
+
+    `since`, `until`: see `read_journal`.
+    """
+    for start, path in segments.segments(journal):
+        if _is_newer(path, since):
+            for offset, _, text in segments.read_lines(path):
+                if until is not None and start + offset >= until:
+                    return
+                yield path, offset, text
+
+
+def read_segment(path: Path) -> Iterator[JournalRecord]:
+    """Yield the records of one segment."""
     for line in segments.read_lines(path):
-        if until is not None and line.offset >= until:
-            return
         if (record := decoded(path, line.offset, line.text)) is not None:
             yield record
 
@@ -94,72 +107,19 @@ def _segment_backwards(path: Path) -> Iterator[JournalRecord]:
                 yield record
 
 
-class RecordTail:
-    """Follows the journals of all workers: `poll()` returns what was settled since the last call.
-
-    Sees journals that appear later from their beginning. A poll costs one small read per journal and reads
-    only what is new.
-    """
-
-    def __init__(self, state_dir: Path) -> None:
-        """Begin at the present ends of the journals that exist."""
-        self._state_dir = state_dir
-        self.began_at = {journal: _end(journal) for journal in journals(state_dir)}  # positions
-        self._positions = dict(self.began_at)
-
-    def poll(self) -> list[JournalRecord]:
-        """Return the new records, in the order of settlement among themselves; the empty list if there are none."""
-        records: list[JournalRecord] = []
-        self._positions = {
-            journal: _read_new(journal, self._positions.get(journal, 0), records)
-            for journal in journals(self._state_dir)
-        }
-        records.sort(key=_settled_at)
-        return records
-
-
-def _read_new(journal: Path, position: int, records: list[JournalRecord]) -> int:
-    """Read on from a position, over the ends of segments; -> the position behind the last whole line."""
-    found = segments.segments(journal)
-    for segment, following in itertools.zip_longest(found, found[1:]):
-        if following is not None and following.start <= position:
-            continue
-        offset = max(0, position - segment.start)  # below 0: what was there has been removed
-        *lines, _ = segments.read(segment.path, offset, MAX_POLL_BYTES).split(b"\n")
-        for line in lines:
-            if (record := decoded(segment.path, offset, unframed(line))) is not None:
-                records.append(record)
-            offset += len(line) + 1
-        position = segment.start + offset
-        if following is not None and position < following.start:
-            break  # more of this one with the next poll
-    return position
-
-
-def _end(journal: Path) -> int:
-    """The position behind the last whole line."""
-    found = segments.segments(journal)
-    if not found:
-        return 0
-    start, path = found[-1]
-    end = data_length(path)
-    while end > 0:
-        begin = max(0, end - segments.BLOCK_BYTES)
-        newline = segments.read(path, begin, end - begin).rfind(b"\n")
-        if newline >= 0:
-            return start + begin + newline + 1
-        end = begin
-    return start
-
-
 def _settled_at(record: JournalRecord) -> float:
     return record.settled_at
 
 
 def decoded(path: Path, offset: int, text: bytes | None) -> JournalRecord | None:
     """Parse the JSON of a line; None, and a word in the log, for what is no record."""
+    return decoded_by(decode_record, path, offset, text)
+
+
+def decoded_by(decode: Callable[[bytes], R], path: Path, offset: int, text: bytes | None) -> R | None:
+    """The same, with another decoder."""
     try:
-        return decode_record(text or b"")
+        return decode(text or b"")
     except ValueError as exc:
         _log.warning("%s: the line at byte %d is damaged and left out: %s", path, offset, exc)
         return None

@@ -8,19 +8,21 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from meter_proxy.ledger.journal import JournalRecord
-from meter_proxy.ledger.reading import RecordTail, iter_records, read_journal
+from meter_proxy.ledger.journal import decode_settled
+from meter_proxy.ledger.reading import decoded_by, iter_records, read_texts
+from meter_proxy.ledger.tail import RecordTail
 from meter_proxy.telemetry.metrics import Metrics
-from meter_proxy.telemetry.publish import STATS_FILE, read_snapshot
-from meter_proxy.telemetry.records import RecentRecords, Row, UsageTotals, rows
+from meter_proxy.telemetry.publish import STATS_FILE, SnapshotFile
+from meter_proxy.telemetry.records import Line, RecentRecords, Row, UsageTotals, rows
 
 POLL_S = 0.2  # records are shown within 0.5 s of their settlement, metrics within 1 s
-SLICE = 200  # records before the loop gets its turn: 3 ms
+SLICE = 200  # records before the loop gets its turn: 2 ms
+SLICE_BYTES = 262_144  # of each journal, the same: some 400 records
 RETRY_S = 2.0  # when the state directory cannot be read
 
 _log = logging.getLogger("meter_proxy.telemetry")
@@ -33,52 +35,59 @@ class RecordFeed:
         """Of the workers `w0` to `w<workers - 1>`. Snapshots that former ones left are removed."""
         self._state_dir = state_dir
         self._metrics = metrics
-        self._snapshot_files = {f"w{index}": state_dir / f"w{index}" / STATS_FILE for index in range(workers)}
-        for path in self._snapshot_files.values():
-            path.unlink(missing_ok=True)
-        self._tail = RecordTail(state_dir)
+        self._snapshot_files = {
+            f"w{index}": SnapshotFile(state_dir / f"w{index}" / STATS_FILE) for index in range(workers)
+        }
+        for file in self._snapshot_files.values():
+            file.remove()
+        self._tail = RecordTail(state_dir, max_bytes=SLICE_BYTES)
         self._recent = RecentRecords()
         self._totals = UsageTotals()
         self._caught_up = asyncio.Event()
 
     async def run(self) -> None:
         """Follow, until cancelled; first catch up with what former processes left."""
-        for count, record in enumerate(self._recent.load(self._former_records()), start=1):
+        for count, record in enumerate(self._recent.load(self._former_lines()), start=1):
             self._totals.add(record)
             if count % SLICE == 0:
                 self.poll()
                 await asyncio.sleep(0)
         self._caught_up.set()
         while True:
+            pause_s = RETRY_S
             try:
-                self.poll()
+                pause_s = 0.0 if self.poll() else POLL_S
             except OSError as exc:
                 _log.error("cannot follow the records, trying on: %s", exc)
-                await asyncio.sleep(RETRY_S)
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(pause_s)
 
-    def _former_records(self) -> Iterator[JournalRecord]:
-        return chain.from_iterable(read_journal(journal, until=end) for journal, end in self._tail.began_at.items())
+    def _former_lines(self) -> Iterator[Line]:
+        return _records(
+            chain.from_iterable(read_texts(journal, until=end) for journal, end in self._tail.began_at.items())
+        )
 
-    def poll(self) -> None:
-        """Take in what is new."""
-        for record in self._tail.poll():
-            self._metrics.count(record)
-            self._recent.add(record)
-            self._totals.add(record)
+    def poll(self) -> bool:
+        """Take in what is new; tells whether something was left for the next time, to hold the loop for 2 ms only."""
+        count, keep, total = self._metrics.count, self._recent.add, self._totals.add
+        for record, text in _records(self._tail.new_lines()):
+            count(record)
+            keep(record, text)
+            total(record)
         self._metrics.quotas.expire(time.time())
-        for worker, path in self._snapshot_files.items():
-            snapshot = read_snapshot(path)
+        for worker, file in self._snapshot_files.items():
+            snapshot = file.read_if_new()
             if snapshot is not None:
                 self._metrics.absorb(worker, snapshot)
+        return self._tail.is_behind
 
     def worker_died(self, index: int) -> None:
         """Take in the last that worker `index` had to say. Call it before another one takes its place."""
         with contextlib.suppress(OSError):  # run() says so
-            self.poll()
+            while self.poll():
+                pass
         worker = f"w{index}"
         self._metrics.forget(worker)
-        self._snapshot_files[worker].unlink(missing_ok=True)
+        self._snapshot_files[worker].remove()
 
     async def records(self, limit: int, *, key: str | None = None, since: float = 0.0) -> list[bytes]:
         """The newest `limit` records as JSON, oldest first. See `RecentRecords.newest`."""
@@ -102,3 +111,11 @@ class RecordFeed:
             if count % SLICE == 0:
                 await asyncio.sleep(0)
         return rows(chain(self._totals.after(day), part.after("")), by)
+
+
+def _records(lines: Iterable[tuple[Path, int, bytes | None]]) -> Iterator[Line]:
+    """The records in these lines, less what is none: that is logged."""
+    for path, offset, text in lines:
+        record = decoded_by(decode_settled, path, offset, text)
+        if record is not None and text is not None:
+            yield record, text

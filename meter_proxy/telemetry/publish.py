@@ -8,6 +8,7 @@ admitted exchange is in there.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.metrics import Snapshot, WorkerStats
 
 STATS_FILE = "stats.json"
+TICK_NS = 50_000_000  # of a file system's clock, with plenty to spare
 PUBLISH_S = 0.25  # together with the reader's 0.2 s well within the second that /metrics may lag
 
 _log = logging.getLogger("meter_proxy.telemetry")
@@ -40,16 +42,20 @@ async def _publish(stats: WorkerStats, path: Path) -> None:
     last = None
     while True:
         snapshot = stats.snapshot()
-        if snapshot != last and write_snapshot(stats, path):
+        if snapshot != last and _write(snapshot, path):
             last = snapshot
         await asyncio.sleep(PUBLISH_S)
 
 
 def write_snapshot(stats: WorkerStats, path: Path) -> bool:
     """Replace the file at `path`; False, and a line in the log, if that cannot be done now."""
+    return _write(stats.snapshot(), path)
+
+
+def _write(snapshot: Snapshot, path: Path) -> bool:
     scratch = path.with_suffix(".new")
     try:
-        scratch.write_bytes(msgspec.json.encode(stats.snapshot()))
+        scratch.write_bytes(msgspec.json.encode(snapshot))
         scratch.replace(path)
     except OSError as exc:
         _log.warning("cannot write to %s: %s", path, exc.strerror)
@@ -63,3 +69,30 @@ def read_snapshot(path: Path) -> Snapshot | None:
         return msgspec.json.decode(path.read_bytes(), type=Snapshot)
     except (OSError, ValueError):
         return None
+
+
+class SnapshotFile:
+    """A worker's file as the parent follows it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._version: tuple[int, int, int] | None = None  # of what was read last: inode, time, size
+
+    def read_if_new(self) -> Snapshot | None:
+        """What stands in it, if it was replaced since the last call."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        version = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if version == self._version:
+            return None
+        # Within one tick of the file system's clock the next one may look the same.
+        is_settled = time.time_ns() - status.st_mtime_ns > TICK_NS
+        self._version = version if is_settled else None
+        return read_snapshot(self._path)
+
+    def remove(self) -> None:
+        """The worker is gone."""
+        self._path.unlink(missing_ok=True)
+        self._version = None

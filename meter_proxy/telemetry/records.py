@@ -7,11 +7,8 @@ import heapq
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 
-import msgspec
-from msgspec import structs
-
 from meter_proxy.ledger.books import FIELDS, DayBook
-from meter_proxy.ledger.journal import JournalRecord, decode_record
+from meter_proxy.ledger.journal import JournalRecord, SettledRecord, decode_record, without_charges
 from meter_proxy.ledger.totals import DIMENSIONS
 
 MAX_RECENT = 100_000  # the most that /api/records can be asked for; some 70 MB
@@ -20,6 +17,7 @@ SLACK = 1_000  # dropping the oldest one by one would move the whole list each t
 COLUMNS = tuple(DIMENSIONS)
 NOTHING = [0] * len(FIELDS)
 
+Line = tuple[SettledRecord, bytes]  # a record, and its JSON in the journal
 Row = dict[str, str | int]
 Group = tuple[str, ...]  # values in the order of COLUMNS
 # settled_at, serial (breaks ties), admitted_at, key, JSON. A plain tuple of plain values: unlike a struct
@@ -36,20 +34,24 @@ class RecentRecords:
         self._entries: list[Entry] = []
         self._serial = 0
 
-    def add(self, record: JournalRecord) -> None:
-        """Keep a record that was settled lately."""
-        insort(self._entries, self._entry(record))  # nearly always at the end
-        if len(self._entries) > self._size + SLACK:
-            self._drop_oldest()
+    def add(self, record: SettledRecord, text: bytes) -> None:
+        """Keep a record that was settled lately; `text` is its JSON in the journal."""
+        entry, entries = self._entry(record, text), self._entries
+        if entries and entry < entries[-1]:
+            insort(entries, entry)
+        else:  # the plain case
+            entries.append(entry)
+            if len(entries) > self._size + SLACK:
+                self._drop_oldest()
 
-    def load(self, records: Iterable[JournalRecord]) -> Iterator[JournalRecord]:
-        """Keep the newest of `records`, which may come in any order; yields each when it was looked at.
+    def load(self, lines: Iterable[Line]) -> Iterator[SettledRecord]:
+        """Keep the newest of `lines`, which may come in any order; yields each when it was looked at.
 
         They are kept when the iteration ends.
         """
         newest: list[Entry] = []
-        for record in records:
-            entry = self._entry(record)
+        for record, text in lines:
+            entry = self._entry(record, text)
             if len(newest) < self._size:
                 heapq.heappush(newest, entry)
             else:
@@ -59,10 +61,11 @@ class RecentRecords:
         self._entries = sorted(newest + self._entries)  # 100,000: 20 ms, once
         self._drop_oldest()
 
-    def _entry(self, record: JournalRecord) -> Entry:
+    def _entry(self, record: SettledRecord, text: bytes) -> Entry:
         self._serial += 1
-        shown = msgspec.json.encode(structs.replace(record, charges=()) if record.charges else record)
-        return (record.settled_at, self._serial, record.admitted_at, record.key, shown)
+        admitted_at = record.admitted_at
+        settled_at = admitted_at + record.duration_ms / 1000
+        return (settled_at, self._serial, admitted_at, record.key, without_charges(text))
 
     def _drop_oldest(self) -> None:
         if len(self._entries) > self._size:
@@ -95,9 +98,9 @@ class UsageTotals:
     def __init__(self) -> None:
         self._books: dict[Group, DayBook] = {}
 
-    def add(self, record: JournalRecord) -> None:
+    def add(self, record: SettledRecord) -> None:
         """Count one record."""
-        group = tuple(value(record) for value in DIMENSIONS.values())
+        group = (record.key, record.model_label, record.time[:10])  # as `DIMENSIONS` say
         book = self._books.get(group)
         if book is None:
             book = self._books[group] = DayBook("", "", "", "")

@@ -2,16 +2,19 @@
 
 import itertools
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from meter_proxy.errors import CannotStart, DamagedJournal
 from meter_proxy.ledger.checkpoint import load, recompute
-from meter_proxy.ledger.journal import SPARE, DirectoryLock, decode_record, encode_line
+from meter_proxy.ledger.journal import SPARE, DirectoryLock, decode_record, encode_line, instant, without_charges
 from meter_proxy.ledger.reading import read_journal
 from meter_proxy.ledger.segments import data_length, examine, segments, unframed
+from meter_proxy.quota.charge import Charge, Unit
 from tests.support.journals import open_journal
 from tests.support.records import usage_record
 
@@ -200,3 +203,21 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CannotStart, match="file/w0: Not a directory"):
         DirectoryLock(tmp_path / "file" / "w0")
+
+
+@pytest.mark.parametrize(
+    "time", ["2026-03-01T12:00:00.123Z", "2026-03-01T12:00:00Z", "2026-03-01T12:00:00.123456+02:00"]
+)
+def test_an_instant_is_what_python_says_it_is(time: str) -> None:
+    """To the last bit, whoever wrote it: `since` compares."""
+    assert instant(time) == datetime.fromisoformat(time).timestamp()
+
+
+@pytest.mark.parametrize("charges", [(), (Charge("k", 'a]],"cut_by":', "total", Unit.TOKENS, 0),)])
+@pytest.mark.parametrize("cut_by", [None, 'k/a,"charges":['])
+def test_what_is_shown_has_no_charges(charges: tuple[Charge, ...], cut_by: str | None) -> None:
+    """All else stays as it is, whatever the names contain."""
+    text = unframed(encode_line(usage_record(model='m,"charges":[]]'), "m1", charges, cut_by)[:-1])
+    assert text is not None
+    shown = msgspec.json.decode(without_charges(text))
+    assert shown == {name: value for name, value in msgspec.json.decode(text).items() if name != "charges"}

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from meter_proxy.ledger import reading, segments
+from meter_proxy.ledger import segments
+from meter_proxy.ledger import tail as tail_module
 from meter_proxy.ledger.journal import Journal, encode_line
-from meter_proxy.ledger.reading import RecordTail, iter_records, newest_records, read_journal
+from meter_proxy.ledger.reading import iter_records, newest_records, read_journal, read_segment
+from meter_proxy.ledger.tail import RecordTail
 from tests.support.journals import open_journal
 from tests.support.records import usage_record
 
@@ -136,7 +138,7 @@ def test_tail_waits_for_whole_lines(tmp_path: Path) -> None:
 
 def test_tail_reads_a_flood_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A poll takes a bounded amount; nothing is lost or doubled at its borders."""
-    monkeypatch.setattr(reading, "MAX_POLL_BYTES", 1500)
+    monkeypatch.setattr(tail_module, "MAX_POLL_BYTES", 1500)
     tail = RecordTail(tmp_path)
     journal_in(tmp_path, 0, *(line(number / 10, f"r{number}") for number in range(20)))
     seen: list[str] = []
@@ -164,3 +166,44 @@ def test_tail_passes_a_damaged_line_once(tmp_path: Path, caplog: pytest.LogCaptu
     assert [record.id for record in tail.poll()] == ["a"]
     assert tail.poll() == []
     assert len(caplog.records) == 1
+
+
+def test_tail_goes_on_in_the_next_segment(tmp_path: Path) -> None:
+    """However many were filled between two polls, and though the first ones have been removed."""
+    journal = open_journal(tmp_path / "w0", segment_bytes=2_000)
+    tail = RecordTail(tmp_path)
+    numbers = itertools.count()
+    for count in (1, 1, 3, 20, 1, 7):
+        expected = [f"r{next(numbers)}" for _ in range(count)]
+        for number, id in enumerate(expected):
+            journal.append(line(number / 10, id))
+        assert [record.id for record in tail.poll()] == expected
+    for number in range(9):
+        journal.append(line(number / 10, f"late{number}"))
+    *removed, last = segments.segments(journal.directory)
+    for segment in removed:
+        segment.path.unlink()
+    assert [record.id for record in tail.poll()] == [record.id for record in read_segment(last.path)]
+    assert tail.poll() == []
+
+
+def test_tail_reads_little_where_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One small read a journal; no directory is listed again."""
+    for worker in range(3):
+        journal_in(tmp_path, worker, line(1, "a"))
+    tail = RecordTail(tmp_path)
+    long_ago = (1_000_000_000, 1_000_000_000)
+    for directory in (tmp_path, *tmp_path.glob("w*")):
+        os.utime(directory, long_ago)
+    tail.poll()
+    reads: list[int] = []
+    pread = os.pread
+
+    def counted(fd: int, length: int, offset: int) -> bytes:
+        reads.append(length)
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    monkeypatch.setattr(Path, "glob", None)
+    assert tail.poll() == []
+    assert reads == [tail_module.FIRST_BYTES] * 3

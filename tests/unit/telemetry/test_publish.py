@@ -1,6 +1,7 @@
 """A worker's counters on their way to the parent."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from meter_proxy.errors import StoreError
 from meter_proxy.ledger import Ledger
 from meter_proxy.ledger.messages import Call
 from meter_proxy.telemetry.metrics import WorkerStats
-from meter_proxy.telemetry.publish import STATS_FILE, published, read_snapshot
+from meter_proxy.telemetry.publish import STATS_FILE, SnapshotFile, published, read_snapshot, write_snapshot
 from meter_proxy.telemetry.timed_store import TimedStore
 from meter_proxy.usage import Operation
 from tests.support.records import usage_record
@@ -92,3 +93,20 @@ async def test_a_batch_that_was_not_taken_has_no_time() -> None:
     with pytest.raises(StoreError):
         await TimedStore(Store(fails=True), times.append).call([MESSAGE])
     assert times == []
+
+
+def test_a_snapshot_is_read_again_only_when_it_was_replaced(tmp_path: Path) -> None:
+    """An idle worker costs a look at its file; one that writes quickly loses nothing by it."""
+    path = tmp_path / STATS_FILE
+    file = SnapshotFile(path)
+    assert file.read_if_new() is None
+    stats = WorkerStats()
+    for _ in range(5):
+        stats.bad_usage("negative_count")
+        write_snapshot(stats, path)
+        assert file.read_if_new() == stats.snapshot()
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    assert file.read_if_new() is not None
+    assert file.read_if_new() is None
+    file.remove()
+    assert file.read_if_new() is None

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from meter_proxy.ledger.journal import JournalRecord
+from meter_proxy.ledger.journal import JournalRecord, encode_line
+from meter_proxy.ledger.segments import unframed
 from meter_proxy.ledger.totals import summarise
 from meter_proxy.telemetry.records import SLACK, RecentRecords, UsageTotals, rows
 from tests.unit.telemetry.journal_records import journal_record
@@ -17,6 +18,18 @@ def at(second: int, **members: Any) -> JournalRecord:
     return journal_record(id=str(second), time=time, **members)
 
 
+def line(record: JournalRecord) -> tuple[JournalRecord, bytes]:
+    """The record and its JSON, as the feed brings them."""
+    text = unframed(encode_line(record, record.model_label, record.charges, record.cut_by)[:-1])
+    assert text is not None
+    return record, text
+
+
+def add(recent: RecentRecords, record: JournalRecord) -> None:
+    """Keep it, as the feed does."""
+    recent.add(*line(record))
+
+
 def ids(records: list[bytes]) -> list[int]:
     """The ids of records as JSON."""
     return [int(msgspec.json.decode(record)["id"]) for record in records]
@@ -26,7 +39,7 @@ def test_the_newest_come_oldest_first() -> None:
     """By settlement, whatever the order in which they came to us."""
     recent = RecentRecords()
     for second in (3, 1, 2, 5, 4):
-        recent.add(at(second))
+        add(recent, at(second))
     assert ids(recent.newest(3)) == [3, 4, 5]
     assert ids(recent.newest(100)) == [1, 2, 3, 4, 5]
 
@@ -34,8 +47,8 @@ def test_the_newest_come_oldest_first() -> None:
 def test_settlement_is_admission_plus_duration() -> None:
     """A long stream that began first may end last."""
     recent = RecentRecords()
-    recent.add(at(2))
-    recent.add(at(1, duration_ms=60_000.0))
+    add(recent, at(2))
+    add(recent, at(1, duration_ms=60_000.0))
     assert ids(recent.newest(2)) == [2, 1]
 
 
@@ -43,7 +56,7 @@ def test_records_are_filtered_by_key_and_admission() -> None:
     """The limit counts what matches."""
     recent = RecentRecords()
     for second in range(10):
-        recent.add(at(second, key="odd" if second % 2 else "even"))
+        add(recent, at(second, key="odd" if second % 2 else "even"))
     since = at(3).admitted_at
     assert ids(recent.newest(2, key="odd")) == [7, 9]
     assert ids(recent.newest(100, since=since)) == [3, 4, 5, 6, 7, 8, 9]
@@ -54,9 +67,9 @@ def test_records_are_filtered_by_key_and_admission() -> None:
 def test_a_long_stream_hides_no_record_behind_it() -> None:
     """It was settled last, but admitted before the time that is asked for."""
     recent = RecentRecords()
-    recent.add(at(1, duration_ms=60_000.0))
-    recent.add(at(30))
-    recent.add(at(2))
+    add(recent, at(1, duration_ms=60_000.0))
+    add(recent, at(30))
+    add(recent, at(2))
     assert ids(recent.newest(10, since=at(10).admitted_at)) == [30]
 
 
@@ -64,7 +77,7 @@ def test_a_record_is_shown_with_all_its_fields() -> None:
     """As it stands in the journal."""
     recent = RecentRecords()
     record = at(1)
-    recent.add(record)
+    add(recent, record)
     assert msgspec.json.decode(recent.newest(1)[0]) == msgspec.to_builtins(record)
 
 
@@ -73,7 +86,7 @@ def test_memory_is_bounded_to_the_newest() -> None:
     recent = RecentRecords(size=10)
     count = 10 + SLACK + 5
     for second in range(count):
-        recent.add(at(second))
+        add(recent, at(second))
     assert len(recent) == 10
     assert ids(recent.newest(10)) == list(range(count - 10, count))
     assert not recent.whole
@@ -83,9 +96,9 @@ def test_the_past_is_loaded_while_the_present_goes_on() -> None:
     """The newest of both, in order; nothing twice."""
     recent = RecentRecords(size=6)
     past = [at(second) for second in (7, 1, 6, 2, 5, 3, 4)]
-    for count, _ in enumerate(recent.load(past)):
+    for count, _ in enumerate(recent.load(map(line, past))):
         if count == 2:
-            recent.add(at(8))
+            add(recent, at(8))
     assert ids(recent.newest(100)) == [3, 4, 5, 6, 7, 8]
 
 
@@ -93,7 +106,7 @@ def test_it_knows_how_far_back_it_can_tell_everything() -> None:
     """None means: look into the journals."""
     recent = RecentRecords(size=5)
     assert list(recent.since(0.0) or []) == []
-    for _ in recent.load([at(second) for second in range(10)]):
+    for _ in recent.load(line(at(second)) for second in range(10)):
         pass
     known = recent.since(at(6).admitted_at)
     assert known is not None
