@@ -119,7 +119,9 @@ class Counter:
 
     def go_on_from(self, former: "Counter") -> None:
         """The window of `former` is over, and this one's begins: expect the same pace."""
-        self._rate, self._pace, self._usual = former._rate, max(former._pace, former._taken), former._usual
+        self._rate = max(former._rate, former._takes / MEMORY_TICKS)
+        self._pace = max(former._pace, former._taken)
+        self._usual = former._usual
 
     @property
     def wish(self) -> int:
