@@ -4,7 +4,7 @@
     stream.py     StreamMeter: Server-Sent Events; body.py: BodyMeter: one JSON document
     sniff.py      an answer whose type says nothing; coded.py: one that came compressed
     tally.py      everything an answer said about tokens, as one Reading
-    template.py   plain content events are known by their bytes, without parsing them
+    template.py   plain content events are known by their bytes, without parsing them, from stream to stream
     sse.py        the framing of events; jsonbody.py: members of a JSON object, found in place
     request.py    what was asked: Asked; injection.py: what we add to it, and take out of the answer
     pricing.py    Usage x price -> integer nano-dollars

@@ -16,19 +16,21 @@ class BodyMeter:
     Generated text without a usable usage counts as one content event. An error in a 200 bills nothing.
     """
 
+    content_events = 0
+    finished = False
+    done = False
+    failed = False
+    has_usage = False  # the body, once read, has said counts
+    reads_at_end = True
+    response_model: str | None = None
+    _size_bytes = 0
+    _closed = False
+
     def __init__(self, operation: Operation, *, asked: Asked) -> None:
-        self.content_events = 0
-        self.finished = False
-        self.done = False
-        self.failed = False
-        self.reads_at_end = True
-        self.response_model: str | None = None
         self.bad_usage: list[str] = []
         self._dialect = DIALECTS[operation]
         self._tally = Tally(self._dialect, asked.choices, asked.prompts, self.bad_usage)
         self._parts: list[bytes] = []
-        self._size_bytes = 0
-        self._closed = False
 
     def feed(self, data: bytes) -> bytes:
         """`data` itself."""
@@ -38,11 +40,6 @@ class BodyMeter:
         else:
             self._parts.clear()
         return data
-
-    @property
-    def has_usage(self) -> bool:
-        """The body, once read, has said counts."""
-        return self._tally.has_usage
 
     def finish(self) -> bytes:
         """The upstream ended the body: read it. Nothing was held."""
@@ -69,27 +66,33 @@ class BodyMeter:
             return
         self.done = True
         self.response_model = answer.model or None
-        self.failed = answer.is_error
+        self.failed = bool(answer.error or answer.base_resp) and answer.is_error
         self.finished = not self.failed
         if self.failed:
             return
-        has_content = any(self._dialect.has_content(choice) for choice in answer.choices or ())
+        has_content = False
+        for choice in answer.choices or ():
+            has_content = has_content or self._dialect.has_content(choice)
         self.content_events = int(has_content)
         self._tally.note(answer, content_events=self.content_events, has_content=has_content, finished=True)
-        self._tally.close(content_events=self.content_events, generated=has_content or answer.has_embeddings)
+        self._tally.close(
+            content_events=self.content_events, generated=has_content or (bool(answer.data) and answer.has_embeddings)
+        )
+        self.has_usage = self._tally.has_usage
 
 
 class NullMeter:
     """An answer that bills nothing: an error status. Forwards everything."""
 
+    content_events = 0
+    finished = False
+    done = False
+    failed = False  # the status says it all
+    reads_at_end = False
+    has_usage = False
+    response_model: str | None = None
+
     def __init__(self) -> None:
-        self.content_events = 0
-        self.finished = False
-        self.done = False
-        self.failed = False  # the status says it all
-        self.reads_at_end = False
-        self.has_usage = False
-        self.response_model: str | None = None
         self.bad_usage: list[str] = []
 
     def feed(self, data: bytes) -> bytes:

@@ -13,6 +13,8 @@ from meter_proxy.usage import Operation
 
 __all__ = ["BodyMeter", "CodedMeter", "Meter", "NullMeter", "Reading", "StreamMeter", "meter_for"]
 
+_EVENTS = "text/event-stream"
+
 
 class Meter(Protocol):
     """Bytes pass through, and the usage in them can be read at any moment. Never raises because of the bytes."""
@@ -76,7 +78,7 @@ def meter_for(
     """
     if not 200 <= status < 300:
         return NullMeter()
-    coding = content_encoding.strip().lower()
+    coding = content_encoding.strip().lower() if content_encoding else ""
     if coding in ("", "identity"):
         return _plain_meter(operation, content_type, asked, hidden, max_event_bytes)
     return CodedMeter(_plain_meter(operation, content_type, asked, NOTHING_HIDDEN, max_event_bytes), coding)
@@ -92,9 +94,6 @@ def stream_of(meter: Meter | None) -> StreamMeter | None:
 def _plain_meter(
     operation: Operation, content_type: str, asked: Asked, hidden: Hidden, max_event_bytes: int
 ) -> StreamMeter | SniffingMeter:
-    if content_type.partition(";")[0].strip().lower() == "text/event-stream":
-        return StreamMeter(operation, asked=asked, hidden=hidden, max_event_bytes=max_event_bytes)
-    return SniffingMeter(
-        lambda: StreamMeter(operation, asked=asked, hidden=hidden, max_event_bytes=max_event_bytes),
-        lambda: BodyMeter(operation, asked=asked),
-    )
+    is_stream = content_type == _EVENTS or content_type.partition(";")[0].strip().lower() == _EVENTS
+    kind = StreamMeter if is_stream else SniffingMeter
+    return kind(operation, asked=asked, hidden=hidden, max_event_bytes=max_event_bytes)

@@ -4,38 +4,79 @@ JSON starts with a brace or a bracket; a stream of events with a comment or one 
 lines may stand before either (DeepSeek). What is neither is read as a body, and found unreadable.
 """
 
-from collections.abc import Callable
-
-from meter_proxy.metering.around import AroundMeter
-from meter_proxy.metering.body import BodyMeter, NullMeter
+from meter_proxy.metering.body import BodyMeter
+from meter_proxy.metering.injection import Hidden
+from meter_proxy.metering.request import Asked
 from meter_proxy.metering.stream import StreamMeter
+from meter_proxy.metering.tally import NOTHING, Reading
+from meter_proxy.usage import Operation
 
 _BLANKS = b" \t\r\n\xef\xbb\xbf"  # with the bytes of a BOM
 _STREAM_STARTS = b":deir"  # a comment, data, event, id, retry
 
 
-class SniffingMeter(AroundMeter):
-    """Becomes the meter for what the first byte says; holds nothing until then."""
+class SniffingMeter(BodyMeter):
+    """Meters what the first byte says; holds nothing until then.
 
-    def __init__(self, stream_meter: Callable[[], StreamMeter], body_meter: Callable[[], BodyMeter]) -> None:
-        super().__init__(NullMeter())
-        self._stream_meter = stream_meter
-        self._body_meter = body_meter
-        self._decided = False
+    Itself it is the meter of a body, as most such answers are one. What it says of a stream it takes over from the
+    stream's own meter at each feed.
+    """
 
-    @property
-    def stream(self) -> StreamMeter | None:
-        """The meter inside, if the answer is a stream."""
-        return self._inner if isinstance(self._inner, StreamMeter) else None
+    reads_at_end = False  # until it is known to be a body
+    stream: StreamMeter | None = None  # the meter inside, if the answer is a stream
+    _decided = False
+
+    def __init__(self, operation: Operation, *, asked: Asked, hidden: Hidden, max_event_bytes: int) -> None:
+        super().__init__(operation, asked=asked)
+        self._operation = operation
+        self._asked = asked
+        self._hidden = hidden
+        self._max_event_bytes = max_event_bytes
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets now; blank lines in front pass at once."""
+        if self.stream is not None:
+            return self._feed_stream(self.stream, data)
         if self._decided:
-            return self._inner.feed(data)
+            return super().feed(data)
         told = data.lstrip(_BLANKS)
         if not told:
             return data
         self._decided = True
-        self._inner = self._stream_meter() if told[0] in _STREAM_STARTS else self._body_meter()
-        kept = self._inner.feed(told)
+        if told[0] not in _STREAM_STARTS:
+            self.reads_at_end = True
+            super().feed(told)
+            return data
+        self.stream = StreamMeter(
+            self._operation, asked=self._asked, hidden=self._hidden, max_event_bytes=self._max_event_bytes
+        )
+        self.bad_usage = self.stream.bad_usage
+        kept = self._feed_stream(self.stream, told)
         return data if kept == told else data[: len(data) - len(told)] + kept
+
+    def finish(self) -> bytes:
+        """What is still held."""
+        if self.stream is None:
+            return super().finish()
+        rest = self.stream.finish()
+        self._follow(self.stream)
+        return rest
+
+    def usage_so_far(self) -> Reading:
+        """The usage of everything fed so far, and how we know."""
+        if self.stream is not None:
+            return self.stream.usage_so_far()
+        return super().usage_so_far() if self._decided else NOTHING
+
+    def _feed_stream(self, stream: StreamMeter, data: bytes) -> bytes:
+        kept = stream.feed(data)
+        self._follow(stream)
+        return kept
+
+    def _follow(self, stream: StreamMeter) -> None:
+        self.content_events = stream.content_events
+        self.finished = stream.finished
+        self.done = stream.done
+        self.failed = stream.failed
+        self.has_usage = stream.has_usage
+        self.response_model = stream.response_model

@@ -29,12 +29,13 @@ Piece = tuple[bytes, bytes | None]
 class Framer:
     """Cuts a stream into Pieces. Holds at most one unfinished event, of at most `max_event_bytes`."""
 
-    def __init__(self, max_event_bytes: int) -> None:
+    def __init__(self, max_event_bytes: int, *, at_start: bool = True) -> None:
+        """`at_start`: nothing of the stream has passed elsewhere, so that a BOM may come."""
         self._max_event_bytes = max_event_bytes
         self._held = bytearray()
         self._searched = 0  # no event ends before this offset of what is held
         self._has_cr = False  # in what is held: LF-only streams are searched without a regular expression
-        self._at_start = True
+        self._at_start = at_start
         self._within_too_big = False
         self._before = b""  # the last bytes of the piece before, while within an event that is too big
         self._ended_in_cr = False

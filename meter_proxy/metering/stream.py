@@ -14,63 +14,58 @@ import msgspec
 
 from meter_proxy.metering import sse
 from meter_proxy.metering.dialects import DIALECTS
-from meter_proxy.metering.dialects.counts import Counts, Fault, read_timings, read_usage
-from meter_proxy.metering.dialects.wire import Answer, Choice, read_answer
+from meter_proxy.metering.dialects.counts import Counts, Fault, PlainUsage, read_timings, read_usage
+from meter_proxy.metering.dialects.wire import Answer, Choice, read_answer, read_usage_object
 from meter_proxy.metering.injection import Hidden, without_usage
 from meter_proxy.metering.request import Asked
 from meter_proxy.metering.tally import Reading, Tally
-from meter_proxy.metering.template import NO_TEMPLATE, Shape, Template, shape_of
+from meter_proxy.metering.template import NO_TEMPLATE, Kinds, kinds_of
 from meter_proxy.usage import Operation
 
 _DONE = b"[DONE]"
-_MOST_PATIENT = 1024  # learning costs some 30 parsed events, and is wasted on a stream that never repeats itself
+_DONE_EVENT = b"data: [DONE]\n\n"
 
 
 class StreamMeter:
     """Meters one stream. `feed` every read in order, `finish` at its end; `usage_so_far` at any moment."""
 
+    # Most streams change few of these: what stands here costs nothing to begin with.
+    content_events = 0
+    finished = False  # every choice asked for has its finish reason
+    done = False
+    failed = False
+    has_usage = False  # the answer has said counts so far
+    reads_at_end = False
+    response_model: str | None = None
+    sample = b""  # the JSON of the first event that has choices
+    _framer: sse.Framer | None = None  # for what is not one line of data after another
+    _kinds: Kinds | None = None  # what other streams have taught
+    _closed = False
+    _saw_noise = False
+    _saw_answer = False
+    _between_events = True
+    _has_begun = False
+    _unread_usage: tuple[str, bytes, int] | None = None  # its name and bytes, and content events by then
+    _likely = NO_TEMPLATE
+    _other = NO_TEMPLATE  # a second one: reasoning and content, or two choices
+    _parsed = 0  # plain content events that no template told
+
     def __init__(self, operation: Operation, *, asked: Asked, hidden: Hidden, max_event_bytes: int) -> None:
-        self.content_events = 0
-        self.done = False
-        self.failed = False
-        self.reads_at_end = False
-        self.response_model: str | None = None
         self.bad_usage: list[str] = []
-        self.sample = b""  # the JSON of the first event that has choices
+        self._operation = operation
         self._dialect = DIALECTS[operation]
+        self._model = asked.model
         self._choices = asked.choices
         self._hidden = hidden
         self._hides = hidden.usage_event or hidden.running_usage
         self._max_event_bytes = max_event_bytes
-        self._framer = sse.Framer(max_event_bytes)
         self._tally = Tally(self._dialect, asked.choices, asked.prompts, self.bad_usage)
         self._finished_choices: set[int] = set()
-        self._closed = False
-        self._saw_noise = False
-        self._saw_answer = False
-        self._between_events = False
-        self._unread_usage: tuple[str, bytes, int] | None = None  # its name and bytes, and content events by then
-        self._likely = NO_TEMPLATE
-        self._other = NO_TEMPLATE  # a second one: reasoning and content, or two choices
-        self._candidates: list[Shape] = []
-        self._learned_at = 0  # content events
-        self._unknown = 0  # plain content events parsed since then
-        self._patience = 2  # that many of them make it worth while to learn (again)
-
-    @property
-    def finished(self) -> bool:
-        """Every choice asked for has its finish reason."""
-        return len(self._finished_choices) >= self._choices
 
     @property
     def open_choices(self) -> list[int]:
         """The choices asked for that have no finish reason yet."""
         return [index for index in range(self._choices) if index not in self._finished_choices]
-
-    @property
-    def has_usage(self) -> bool:
-        """The answer has said counts so far."""
-        return self._unread_usage is not None or self._tally.has_usage
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets now for what the upstream sent; cut anywhere. `data` itself if nothing changes."""
@@ -79,12 +74,20 @@ class StreamMeter:
         if self._between_events and data.startswith(likely.prefix) and len(data) <= self._max_event_bytes:
             event = likely.fullmatch(data, likely.prefix_bytes)
             if event is not None:
-                if event.lastindex is None:
-                    self.content_events += 1
-                    return data
-                kept = self._count_known(event, 0)
-                return kept if self._hidden.running_usage else data
-        return data if self.done else self._feed(data)
+                self.content_events += 1
+                return data if event.lastindex is None else self._take_usage(event)
+        if self.done:
+            return data
+        if (
+            self._between_events
+            and data.find(b"\n") == len(data) - 2 < self._max_event_bytes
+            and data.startswith(b"data:")
+            and data.endswith(b"\n")
+            and b"\r" not in data
+        ):
+            self._has_begun = True
+            return self._meter_line(data)
+        return self._feed(data)
 
     def finish(self) -> bytes:
         """The stream ended: what is still held, an event without its blank line. It counts if it is whole.
@@ -94,10 +97,14 @@ class StreamMeter:
         if self._closed:
             return b""
         self._closed = True
-        self._read_usage()
-        rest = b"" if self.done else self._framer.rest()
-        text = rest.rstrip(b"\r\n")
-        kept = self._meter(rest, text) if text else rest
+        if self._unread_usage is not None:
+            self._read_usage()
+        kept = b""
+        if self._framer is not None and not self.done:
+            kept = rest = self._framer.rest()
+            text = rest.rstrip(b"\r\n")
+            if text:
+                kept = self._meter(rest, text)
         if self._saw_noise and not (self._saw_answer or self.done):
             self.bad_usage.append(Fault.UNREADABLE)
         elif self.done or self.finished:
@@ -106,110 +113,198 @@ class StreamMeter:
 
     def usage_so_far(self) -> Reading:
         """The usage of everything fed so far, and how we know."""
-        self._read_usage()
+        if self._unread_usage is not None:
+            self._read_usage()
         return self._tally.reading(content_events=self.content_events, ended=self.done)
 
     def _feed(self, data: bytes) -> bytes:
-        out: list[bytes] = []
-        known_bytes = self._feed_known(data, out) if self._between_events else 0
-        kept = b""
-        pieces = self._framer.push(data[known_bytes:])
-        for raw, text in pieces:
-            kept = raw if text is None or self.done else self._meter(raw, text)
-            out.append(kept)
-        self._between_events = self._framer.is_between_events and not self.done
+        out: list[bytes] = []  # what the client gets, where something may have to be taken out
+        start = self._feed_lines(data, out) if self._between_events else 0
+        if self.done:
+            out.append(data[start:])
+        elif start < len(data):
+            self._feed_rest(data[start:], out)
         if not self._hides:
             return data
-        if self.done:
-            out.append(self._framer.rest())
-        elif pieces and not kept:
-            self._framer.drop_rest_of_line_end()
         now = b"".join(out)
         return data if now == data else now
 
-    def _feed_known(self, data: bytes, out: list[bytes]) -> int:
-        """Count the known events that a read starts with; returns where the first that is not known starts."""
-        start = 0
-        while (event := self._find_known(data, start)) is not None:
-            out.append(self._count_known(event, start))
-            start = event.end()
+    def _feed_lines(self, data: bytes, out: list[bytes]) -> int:
+        """Meter the events that a read starts with, up to the first that needs framing; returns where that starts.
+
+        None does that is known by its bytes, or is one line of data and ends in two LF.
+        """
+        start = shown = 0  # `shown`: what is in front of it is in `out`, less what was taken out
+        most_bytes = self._max_event_bytes
+        cuts = self._hidden.running_usage
+        has_cr: bool | None = None
+        while start < len(data) and not self.done:
+            likely = self._likely
+            if data.startswith(likely.prefix, start):
+                event = likely.match(data, start + likely.prefix_bytes)
+                if event is not None and event.end() - start <= most_bytes:
+                    self.content_events += 1
+                    if event.lastindex is not None:
+                        kept = self._take_usage(event, start)
+                        if cuts:
+                            out += (data[shown:start], kept)
+                            shown = event.end()
+                    start = event.end()
+                    continue
+            stop = data.find(b"\n", start) + 2
+            if not (data.startswith(b"data:", start) and data.startswith(b"\n", stop - 1)) or stop - start > most_bytes:
+                break
+            if has_cr is None:
+                has_cr = b"\r" in data
+            if has_cr:
+                break
+            raw = data[start:stop]
+            kept = self._meter_line(raw)
+            if kept is not raw:
+                out += (data[shown:start], kept)
+                shown = stop
+            start = stop
+        out.append(data[shown:start])
+        self._has_begun = self._has_begun or start > 0
         return start
 
-    def _find_known(self, data: bytes, start: int) -> re.Match[bytes] | None:
-        event = self._likely.find(data, start)
-        if event is None:
-            event = self._other.find(data, start)
-            if event is None:
-                return None
-            self._likely, self._other = self._other, self._likely
-        return event if event.end() - start <= self._max_event_bytes else None
+    def _feed_rest(self, data: bytes, out: list[bytes]) -> None:
+        """Meter what has to be framed first."""
+        if self._framer is None:
+            self._framer = sse.Framer(self._max_event_bytes, at_start=not self._has_begun)
+        framer = self._framer
+        kept = b""
+        pieces = framer.push(data)
+        for raw, text in pieces:
+            kept = raw if text is None or self.done else self._meter(raw, text)
+            out.append(kept)
+        self._between_events = framer.is_between_events and not self.done
+        if self.done:
+            out.append(framer.rest())
+        elif pieces and not kept:
+            framer.drop_rest_of_line_end()
 
-    def _count_known(self, event: re.Match[bytes], start: int) -> bytes:
-        """Count an event that `_likely` found; returns what of its bytes the client gets."""
-        self.content_events += 1
+    def _take_usage(self, event: re.Match[bytes], start: int = 0) -> bytes:
+        """Note the running usage of an event that `_likely` found; returns what of its bytes the client gets."""
         name = self._likely.usage_name
-        if name is not None:
-            self._unread_usage = (name, event["usage"], self.content_events)
-            if name == "usage" and self._hidden.running_usage:
-                cut_start, cut_end = event.span("member")
-                return event.string[start:cut_start] + event.string[cut_end : event.end()]
-        return event.string[start : event.end()] if self._hides else b""
+        assert name is not None
+        self.has_usage = True
+        self._unread_usage = (name, event["usage"], self.content_events)
+        if name != "usage" or not self._hidden.running_usage:
+            return event.string[start : event.end()]
+        cut_start, cut_end = event.span("member")
+        return event.string[start:cut_start] + event.string[cut_end : event.end()]
+
+    def _meter_line(self, raw: bytes) -> bytes:
+        """Count an event of one line of data, LF, LF; returns what of it the client gets, `raw` itself if all."""
+        if raw == _DONE_EVENT:
+            self._end()
+            return raw
+        event = self._known(raw)
+        if event is not None:
+            self.content_events += 1
+            return raw if event.lastindex is None else self._take_usage(event)
+        answer = self._read(raw[5:-2].strip(b" \t"), raw, len(raw) - 2)
+        return raw if answer is None or not self._hides else self._shown(answer, raw, raw[:-2])
 
     def _meter(self, raw: bytes, text: bytes) -> bytes:
-        """Count one event; returns what of its bytes the client gets."""
-        event = self._find_known(raw, 0)
-        if event is not None and event.end() == len(raw):
-            return self._count_known(event, 0)
-        answer = self._read(raw, text)
-        if answer is None or not self._hides or not isinstance(answer.usage, dict):
-            return raw
-        if answer.choices:
-            return without_usage(text) + raw[len(text) :] if self._hidden.running_usage else raw
-        if answer.choices is not None and self._hidden.usage_event:
-            return b""
-        return raw
-
-    def _read(self, raw: bytes, text: bytes) -> Answer | None:
-        """Count one event by parsing it; None if there is nothing to read in it."""
-        self._read_usage()
+        """Count any event; returns what of its bytes the client gets, `raw` itself if all."""
         if text == sse.TOO_BIG:
+            if self._unread_usage is not None:
+                self._read_usage()
             self.content_events += 1
             if Fault.EVENT_TOO_BIG not in self.bad_usage:
                 self.bad_usage.append(Fault.EVENT_TOO_BIG)
-            return None
+            return raw
+        event = self._known(raw) if len(raw) <= self._max_event_bytes else None
+        if event is not None:
+            self.content_events += 1
+            return raw if event.lastindex is None else self._take_usage(event)
         name, payload = sse.parse(text)
-        payload = payload.strip(b" \t")
+        answer = self._read(payload.strip(b" \t"), raw, len(text) if sse.is_single_line(text) else None)
+        if name == b"error" and not self.done:
+            self.failed = True
+        return raw if answer is None or not self._hides else self._shown(answer, raw, text)
+
+    def _shown(self, answer: Answer, raw: bytes, text: bytes) -> bytes:
+        """What of an event's bytes the client gets, `raw` itself if all."""
+        if not isinstance(answer.usage, PlainUsage | dict):
+            return raw
+        if answer.choices:
+            return without_usage(text) + raw[len(text) :] if self._hidden.running_usage else raw
+        return b"" if answer.choices is not None and self._hidden.usage_event else raw
+
+    def _known(self, raw: bytes) -> re.Match[bytes] | None:
+        """The match of a plain content event of a kind that is known; its template is the likely one from now on."""
+        likely, other = self._likely, self._other
+        if raw.startswith(likely.prefix):
+            event = likely.fullmatch(raw, likely.prefix_bytes)
+            if event is not None:
+                return event
+        if raw.startswith(other.prefix):
+            event = other.fullmatch(raw, other.prefix_bytes)
+            if event is not None:
+                self._likely, self._other = other, likely
+                return event
+        kinds = self._kinds
+        if kinds is None:
+            kinds = self._kinds = kinds_of(self._operation, self._model, self._choices == 1)
+        template = kinds.template(raw)
+        if template is None:
+            return None
+        self._likely, self._other = template, likely
+        self._saw_answer = True
+        self.sample = self.sample or raw[5:].strip()
+        self.response_model = self.response_model or template.model
+        return template.fullmatch(raw, template.prefix_bytes)
+
+    def _read(self, payload: bytes, raw: bytes, line_bytes: int | None) -> Answer | None:
+        """Count one event by parsing it; None if there is nothing to read in it.
+
+        `line_bytes` None: it is more than a line of data.
+        """
+        if self._unread_usage is not None:
+            self._read_usage()
         if payload == _DONE:
-            self.done = True
+            self._end()
             return None
         answer = read_answer(payload) if payload else None
-        if name == b"error" or (answer is not None and answer.is_error):
-            self.failed = True
         if answer is None:
             self._saw_noise = self._saw_noise or bool(payload)  # comments are no noise
-        else:
-            self._saw_answer = True
-            if not self.sample and answer.choices:
-                self.sample = payload
-            self._count(answer, raw, text)
+            return None
+        self._saw_answer = True
+        if (answer.error or answer.base_resp) and answer.is_error:
+            self.failed = True
+        if not self.sample and answer.choices:
+            self.sample = payload
+        self._count(answer, raw, line_bytes)
         return answer
 
-    def _count(self, answer: Answer, raw: bytes, text: bytes) -> None:
-        self.response_model = self.response_model or answer.model or None
+    def _end(self) -> None:
+        self.done = True
+        self._between_events = False
+
+    def _count(self, answer: Answer, raw: bytes, line_bytes: int | None) -> None:
+        if self.response_model is None:
+            self.response_model = answer.model or None
         has_content = False
         has_usage = answer.usage is not None or answer.timings is not None or answer.x_groq is not None
         for place, choice in enumerate(answer.choices or ()):
-            has_content = has_content or self._has_content(choice)
+            if not has_content and (choice.message is None or self._is_first_message(choice)):
+                has_content = self._dialect.has_content(choice)
             has_usage = has_usage or choice.usage is not None or choice.token_ids is not None
             if choice.finish_reason:
                 self._finished_choices.add(place if choice.index is None else choice.index)
+                self.finished = len(self._finished_choices) >= self._choices
                 self.failed = self.failed or choice.finish_reason == "error"
         self.content_events += has_content
         if has_usage:
-            finished, content_events = self.finished, self.content_events
-            self._tally.note(answer, content_events=content_events, has_content=has_content, finished=finished)
-        if has_content and sse.is_single_line(text) and _is_plain(answer):
-            self._learn(answer, raw, len(text))
+            self._tally.note(
+                answer, content_events=self.content_events, has_content=has_content, finished=self.finished
+            )
+            self.has_usage = self._tally.has_usage
+        if has_content and line_bytes is not None and _is_plain(answer):
+            self._learn(answer, raw, line_bytes)
 
     def _read_usage(self) -> None:
         """Take the usage of the last known event that had one: read only when somebody asks, or more comes."""
@@ -217,37 +312,24 @@ class StreamMeter:
             return
         name, usage, content_events = self._unread_usage
         self._unread_usage = None
-        answer = Answer(choices=[Choice()], **{name: msgspec.json.decode(usage)})
-        self._tally.note(answer, content_events=content_events, has_content=True, finished=self.finished)
+        counts = read_usage(read_usage_object(usage)) if name == "usage" else read_timings(msgspec.json.decode(usage))
+        if isinstance(counts, Counts):  # always: it was told by the bytes of one that is
+            self._tally.note_running(counts, content_events=content_events, finished=self.finished)
 
-    def _has_content(self, choice: Choice) -> bool:
-        if choice.delta is None and choice.message is not None and self.content_events:
-            return False  # the whole message once more, at the end (MiniMax)
-        return self._dialect.has_content(choice)
+    def _is_first_message(self, choice: Choice) -> bool:
+        """It is not the whole message once more, at the end (MiniMax)."""
+        return choice.delta is not None or not self.content_events
 
     def _learn(self, answer: Answer, raw: bytes, text_bytes: int) -> None:
-        """Know the next events like this one by their bytes; tried ever less often where no two are alike.
-
-        A template is made when a shape is seen again within three events (two choices may take turns): one for each
-        event that differs would cost more than it saves.
-        """
-        self._unknown += 1
-        if not self._candidates and self._unknown < self._patience:
-            return
+        """Know the next events like this one by their bytes."""
         usage_name = _running_usage_name(answer)
-        shape = None
-        if usage_name is None or self._choices == 1:
-            shape = shape_of(raw, text_bytes, self._dialect.spoken_at, usage_name)
-        if shape is not None and shape in self._candidates:
-            self._likely, self._other = Template(shape), self._likely
-        elif shape is not None and len(self._candidates) < 2:
-            self._candidates.append(shape)
+        if self._kinds is None or (usage_name is not None and self._choices > 1):
             return
-        known = self.content_events - self._learned_at - self._unknown
-        self._patience = 1 if known > self._unknown else min(2 * self._patience, _MOST_PATIENT)
-        self._candidates.clear()
-        self._learned_at = self.content_events
-        self._unknown = 0
+        self._parsed += 1
+        was_worth_it = self.content_events > 2 * self._parsed
+        template = self._kinds.learn(raw, text_bytes, usage_name, was_worth_it=was_worth_it)
+        if template is not None:
+            self._likely, self._other = template, self._likely
 
 
 def _is_plain(answer: Answer) -> bool:

@@ -7,7 +7,7 @@ usage is unusable; a bad detail (cached, reasoning) is only left out.
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -61,8 +61,41 @@ class Counts(msgspec.Struct, frozen=True, gc=False):
         return max(0, self.total_tokens - self.input_tokens - self.output_tokens)
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+
+
+class _InputDetails(msgspec.Struct, gc=False):
+    cached_tokens: _Count | None = None
+
+
+class _OutputDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: _Count | None = None
+
+
+class PlainUsage(msgspec.Struct, gc=False):
+    """A `usage` object all of whose counts are right by their type: the decoder judges that in passing."""
+
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    total_tokens: _Count | None = None
+    prompt_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    input_tokens_details: _InputDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
+    cached_tokens: _Count | None = None
+    reasoning_tokens: _Count | None = None
+    prompt_cache_hit_tokens: _Count | None = None
+
+
 def read_usage(wire: Any) -> Counts | Fault:
-    """A `usage` object: OpenAI's names, the Responses names, or both (then the one that is not 0 counts)."""
+    """A `usage` object: OpenAI's names, the Responses names, or both (then the one that is not 0 counts).
+
+    A PlainUsage is what one whose counts are beyond doubt was decoded to.
+    """
+    if type(wire) is PlainUsage:
+        return _read_plain(wire)
     if not isinstance(wire, dict):
         return Fault.NOT_AN_OBJECT
     try:
@@ -83,6 +116,28 @@ def read_usage(wire: Any) -> Counts | Fault:
     except _Unusable:
         reasoning, bad_detail = None, True
     return Counts(input_tokens, output_tokens, cached, reasoning, total_tokens, bad_detail)
+
+
+def _read_plain(wire: PlainUsage) -> Counts | Fault:
+    """As `_first_count` does it."""
+    input_tokens = wire.prompt_tokens or wire.input_tokens
+    if input_tokens is None:
+        input_tokens = wire.prompt_tokens
+    output_tokens = wire.completion_tokens or wire.output_tokens
+    if output_tokens is None:
+        output_tokens = wire.completion_tokens
+    if input_tokens is None and output_tokens is None and wire.total_tokens is None:
+        return Fault.NO_COUNTS
+    cached, reasoning = wire.cached_tokens, wire.reasoning_tokens
+    for input_details in (wire.prompt_tokens_details, wire.input_tokens_details):
+        if input_details is not None and input_details.cached_tokens is not None:
+            cached = cached or input_details.cached_tokens
+    if wire.prompt_cache_hit_tokens is not None:
+        cached = cached or wire.prompt_cache_hit_tokens
+    for output_details in (wire.completion_tokens_details, wire.output_tokens_details):
+        if output_details is not None and output_details.reasoning_tokens is not None:
+            reasoning = reasoning or output_details.reasoning_tokens
+    return Counts(input_tokens, output_tokens, cached, reasoning, wire.total_tokens)
 
 
 def read_timings(wire: Any) -> Counts | Fault:
@@ -112,7 +167,7 @@ def final_usage(counts: Counts, absent_output: int | None) -> tuple[Usage, list[
         output_tokens = max(0, total_tokens - input_tokens)
     elif input_tokens is None and total_tokens is not None and output_tokens is not None:
         input_tokens = max(0, total_tokens - output_tokens)
-    elif output_tokens is not None:
+    elif output_tokens is not None and total_tokens is not None:
         output_tokens += counts.hidden_output_tokens
     if output_tokens is None:
         output_tokens = absent_output
@@ -120,8 +175,7 @@ def final_usage(counts: Counts, absent_output: int | None) -> tuple[Usage, list[
         faults.append(Fault.PARTIAL)
     elif total_tokens is not None and total_tokens < input_tokens + output_tokens:
         faults.append(Fault.TOTAL_TOO_SMALL)
-    usage, odd = _clamped(input_tokens, output_tokens, counts)
-    return usage, faults + odd
+    return _clamped(input_tokens, output_tokens, counts, faults), faults
 
 
 def running_usage(counts: Counts) -> Usage:
@@ -133,11 +187,11 @@ def running_usage(counts: Counts) -> Usage:
     if output_tokens is not None and hidden_tokens:
         explained = hidden_tokens == counts.reasoning_tokens
         output_tokens = output_tokens + hidden_tokens if explained else None
-    return _clamped(counts.input_tokens, output_tokens, counts)[0]
+    return _clamped(counts.input_tokens, output_tokens, counts, [])
 
 
-def _clamped(input_tokens: int | None, output_tokens: int | None, counts: Counts) -> tuple[Usage, list[Fault]]:
-    faults = []
+def _clamped(input_tokens: int | None, output_tokens: int | None, counts: Counts, faults: list[Fault]) -> Usage:
+    """A usage whose parts are no more than the whole; what was odd about that is added to `faults`."""
     cached, reasoning = counts.cached_input_tokens, counts.reasoning_tokens
     if cached is not None and input_tokens is not None and cached > input_tokens:
         cached = input_tokens
@@ -145,7 +199,7 @@ def _clamped(input_tokens: int | None, output_tokens: int | None, counts: Counts
     if reasoning is not None and output_tokens is not None and reasoning > output_tokens:
         reasoning = output_tokens
         faults.append(Fault.REASONING_OVER_OUTPUT)
-    return Usage(input_tokens, output_tokens, cached, reasoning), faults
+    return Usage(input_tokens, output_tokens, cached, reasoning)
 
 
 # Where servers put the two details: a details object of either style, or the usage itself (Moonshot and Together;

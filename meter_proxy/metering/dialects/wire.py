@@ -2,13 +2,16 @@
 
 One shape serves events and bodies of all families, since servers mix them (Together sets `text` and
 `delta.content` in one chat event). A value of an unexpected type never fails an answer: what msgspec
-refuses is read again, leniently, and the odd member counts as absent.
+refuses is read again, leniently, and the odd member counts as absent. First of all an answer is taken for one whose
+usage is all counts, as nearly all are.
 """
 
 import json
 from typing import Any
 
 import msgspec
+
+from meter_proxy.metering.dialects.counts import PlainUsage
 
 
 class Spoken(msgspec.Struct, gc=False):
@@ -38,7 +41,7 @@ class Answer(msgspec.Struct, gc=False):
 
     model: str | None = None
     choices: list[Choice] | None = None
-    usage: Any = None
+    usage: Any = None  # a PlainUsage where all is right with it, else as it was decoded
     error: Any = None
     timings: Any = None  # llama.cpp
     x_groq: Any = None  # Groq
@@ -58,7 +61,13 @@ class Answer(msgspec.Struct, gc=False):
         return bytes(self.data) not in (b"", b"null", b"[]")
 
 
+class _PlainAnswer(Answer, gc=False):
+    usage: PlainUsage | None = None
+
+
+_decode_plain = msgspec.json.Decoder(_PlainAnswer).decode
 _decode = msgspec.json.Decoder(Answer).decode
+_decode_plain_usage = msgspec.json.Decoder(PlainUsage).decode
 
 
 def read_answer(payload: bytes) -> Answer | None:
@@ -68,6 +77,10 @@ def read_answer(payload: bytes) -> Answer | None:
     no reason to lose a count.
     """
     try:
+        return _decode_plain(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError):
+        pass
+    try:
         return _decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError):
         pass
@@ -76,6 +89,14 @@ def read_answer(payload: bytes) -> Answer | None:
     except (ValueError, RecursionError):
         return None
     return _lenient(wire) if isinstance(wire, dict) else None
+
+
+def read_usage_object(text: bytes) -> Any:
+    """The value of a `usage` by itself, as it is in an Answer."""
+    try:
+        return _decode_plain_usage(text)
+    except (msgspec.MsgspecError, ValueError):
+        return msgspec.json.decode(text)
 
 
 def _lenient(wire: dict[str, Any]) -> Answer:

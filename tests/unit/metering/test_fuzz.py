@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meter_proxy.metering import stream
 from meter_proxy.metering.injection import NOTHING_HIDDEN, Hidden
 from meter_proxy.metering.request import Asked
 from meter_proxy.metering.stream import StreamMeter
-from meter_proxy.metering.template import NO_TEMPLATE
+from meter_proxy.metering.template import Kinds, kinds_of
 from meter_proxy.usage import Operation
 from tests.unit.metering.corpus import EVERYTHING, cut, run, without_hidden
 
@@ -34,7 +33,16 @@ choices = st.fixed_dictionaries(
     {"delta": deltas},
     optional={"index": st.sampled_from([0, 1]), "finish_reason": st.sampled_from([None, "", "stop"]), "usage": usages},
 )
-plain = st.builds(lambda text: {"choices": [{"index": 0, "delta": {"content": text}}], "usage": None}, texts)
+plain = st.builds(
+    lambda text, number: {
+        "id": f"x{number}",
+        "created": 17 + number,
+        "choices": [{"index": 0, "delta": {"content": text}}],
+        "usage": None,
+    },
+    texts,
+    st.integers(0, 1),
+)
 running = st.builds(
     lambda text, count: {
         "choices": [{"index": 0, "delta": {"content": text}}],
@@ -117,8 +125,11 @@ def test_only_what_is_hidden_is_missing(data: bytes, hidden: Hidden) -> None:
 @settings(max_examples=400)
 @given(streams, st.sampled_from([1, 2]))
 def test_events_known_by_their_bytes_count_as_parsed_ones(data: bytes, asked: int) -> None:
-    """A meter that never learns a template says the same."""
-    learned = metered([data], asked, EVERYTHING)
+    """A meter that never learns a template says the same, and so does one that other streams have taught."""
+    taught = metered([data], asked, EVERYTHING)
+    kinds_of.cache_clear()
+    assert metered([data], asked, EVERYTHING) == taught
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "Template", lambda _: NO_TEMPLATE)
-        assert metered([data], asked, EVERYTHING) == learned
+        patch.setattr(Kinds, "learn", lambda *_, **__: None)
+        kinds_of.cache_clear()
+        assert metered([data], asked, EVERYTHING) == taught

@@ -1,6 +1,7 @@
 """Members of a JSON object in place."""
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,12 +23,13 @@ values = st.recursive(
 objects = st.dictionaries(st.text(max_size=6), values, max_size=6)
 
 
-@given(objects, st.sampled_from([None, 1, "\t"]), st.booleans())
-def test_each_member_is_found_where_it_stands(
-    wire: dict[str, object], indent: int | str | None, ascii_only: bool
-) -> None:
+styles = st.sampled_from([{}, {"separators": (",", ":")}, {"separators": (", ", ":")}, {"indent": 1}, {"indent": "\t"}])
+
+
+@given(objects, styles, st.booleans())
+def test_each_member_is_found_where_it_stands(wire: dict[str, object], style: dict[str, Any], ascii_only: bool) -> None:
     """Names and values, whatever they hold and however they are spaced and escaped."""
-    text = json.dumps(wire, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    text = json.dumps(wire, ensure_ascii=ascii_only, **style).encode("utf-8", "surrogatepass")
     found = jsonbody.members(text)
     assert [member.name for member in found] == list(wire)
     for member in found:

@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from meter_proxy.metering import coded
+from meter_proxy.metering.body import BodyMeter
 from meter_proxy.metering.injection import NOTHING_HIDDEN, Hidden
 from meter_proxy.metering.meter import Meter, meter_for
 from meter_proxy.metering.request import Asked
@@ -78,6 +79,22 @@ def test_a_body_is_metered_whatever_it_is_called(content_type: str, lead: bytes)
         assert all(metering.feed(read) is read for read in reads)
         assert metering.finish() == b""
         assert is_metered(metering) and metering.done
+
+
+@pytest.mark.parametrize("reads", [STREAM, BODY, b"\n" + STREAM])
+def test_what_a_sniffing_meter_says_is_what_the_right_one_says(reads: bytes) -> None:
+    """After each byte and at the end; and only a body is read at its end."""
+    sniffing = meter("application/json")
+    inner = meter() if STREAM in reads else BodyMeter(Operation.CHAT, asked=Asked(model="m", stream=True))
+    names = ("content_events", "finished", "done", "failed", "has_usage", "response_model", "bad_usage")
+    for byte in reads:
+        sniffing.feed(bytes([byte]))
+        inner.feed(bytes([byte]))
+        assert [getattr(sniffing, name) for name in names] == [getattr(inner, name) for name in names]
+        assert sniffing.reads_at_end is (reads is BODY)
+    assert sniffing.finish() == inner.finish()
+    assert [getattr(sniffing, name) for name in names] == [getattr(inner, name) for name in names]
+    assert sniffing.usage_so_far() == inner.usage_so_far()
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 429, 500, 502])

@@ -2,12 +2,18 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from meter_proxy.errors import ClientError
-from meter_proxy.metering.request import Asked, parse_body
+from meter_proxy.metering import jsonbody, request
+from meter_proxy.metering.jsonbody import Member
+from meter_proxy.metering.request import Asked, parse_body, read_carefully
 from meter_proxy.usage import Operation
 
 
@@ -194,3 +200,154 @@ def _seconds(body: bytes) -> float:
     start = time.perf_counter()
     parse_body(body, Operation.CHAT)
     return time.perf_counter() - start
+
+
+def verdict(read: Callable[[bytes, Operation], Asked], body: bytes, operation: Operation) -> object:
+    """What is understood, or the words of the refusal."""
+    try:
+        return msgspec.structs.replace(read(body, operation), members=None)
+    except ClientError as exc:
+        return exc.status, exc.type, exc.code, exc.param, str(exc)
+
+
+names = st.sampled_from(
+    [
+        *("model", "messages", "stream", "n", "max_tokens", "max_completion_tokens", "stream_options"),
+        *(
+            "timings_per_token",
+            "tools",
+            "functions",
+            "response_format",
+            "prompt",
+            "input",
+            "x",
+            "\u00e9",
+            'a"b',
+            "\\",
+            "",
+        ),
+    ]
+)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 300)
+    | st.sampled_from([2**53, 2**53 + 1, 2**80, 1.0, 1.5, "m", "", "true", "\ud800"])
+    | st.text(max_size=3)
+)
+inner_names = names | st.sampled_from(["content", "tool_calls", "text", "include_usage", "continuous_usage_stats"])
+anything = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(inner_names, inner, max_size=3), max_leaves=6
+)
+flags = st.sampled_from([True, False, True, False, None, 1])
+counts = st.sampled_from([1, 2, 5, 128, 0, 129, None, -1, 2**53, 2**53 + 1, 1.0])
+parts = st.fixed_dictionaries({"type": st.just("text")}, optional={"text": st.text(max_size=3) | st.none()})
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.just("user")},
+        optional={
+            "content": st.text(max_size=5) | st.none() | st.lists(st.text(max_size=2) | parts, max_size=2),
+            "tool_calls": anything,
+        },
+    ),
+    max_size=3,
+)
+texts = st.sampled_from(["a", ["a", "b"], [1, 2], [[1], [2, 3]], [], None, [1, "a"], [{"a": 1}], {"a": 1}])
+usual: dict[str, st.SearchStrategy[Any]] = {
+    "model": st.sampled_from(["m", "\u6625", ""]),
+    "messages": messages,
+    "stream": flags,
+    "n": counts,
+    "max_tokens": counts,
+    "max_completion_tokens": counts,
+    "timings_per_token": flags,
+    "prompt": texts,
+    "input": texts,
+}
+option_names = st.sampled_from(["include_usage", "continuous_usage_stats", "chunk_include_usage", "x"])
+pairs = st.lists(st.tuples(option_names, flags), max_size=3)
+member = names.flatmap(lambda name: st.tuples(st.just(name), usual.get(name, anything) | anything))
+members = st.lists(member, max_size=5)  # the same name may come twice
+separators = st.sampled_from([(",", ":"), (", ", ": "), (",", ":"), (", ", ": "), (" ,", " : "), (",\n  ", ": ")])
+
+
+def printed(
+    members: list[tuple[str, Any]],
+    options: list[tuple[str, Any]] | None,
+    separators: tuple[str, str],
+    ascii_only: bool,
+    around: tuple[str, str],
+    model: bool,
+) -> bytes:
+    """A body as some client might print it; `options` None: it has no `stream_options`."""
+    comma, colon = separators
+    fields = ['"model"' + colon + '"m"'] if model else []
+    for name, value in members:
+        value_text = json.dumps(value, separators=separators, ensure_ascii=ascii_only)
+        fields.append(json.dumps(name, ensure_ascii=ascii_only) + colon + value_text)
+    if options is not None:
+        inside = comma.join(json.dumps(name) + colon + json.dumps(value) for name, value in options)
+        fields.insert(len(fields) // 2, '"stream_options"' + colon + "{" + inside + "}")
+    return (around[0] + "{" + comma.join(fields) + "}" + around[1]).encode("utf-8", "surrogatepass")
+
+
+bodies = st.builds(
+    printed,
+    members,
+    pairs | st.none(),
+    separators,
+    st.booleans(),
+    st.sampled_from([("", "")] * 6 + [(" ", ""), ("", "\n"), ("\ufeff", ""), ("", "x"), ("", "}")]),
+    st.booleans(),
+)
+
+
+@settings(max_examples=1500)
+@given(bodies, st.sampled_from(list(Operation)))
+def test_the_plain_way_and_the_careful_way_are_of_one_mind(body: bytes, operation: Operation) -> None:
+    """Whatever a body holds and however it is printed: the same is understood, or refused in the same words."""
+    assert verdict(parse_body, body, operation) == verdict(read_carefully, body, operation)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","x":1,"x":1}',  # no room for a duplicate in compact print
+        b'{"model": "m","x":1,"x":1}',
+        b'{"model":"m","n":1,"":0,"":0}',
+        b'{"a":1,"b":2,"c":3,"d":4,"model":"m","a":1}',  # as long as without the duplicate, but spaced
+        b'{"model":"m","x":{"y":1},"x":{"y":1}}',
+        b'{"model":"m","stream_options":{"include_usage":true,"include_usage":true}}',
+        b'{"model": "m", "stream_options": {"include_usage": true, "include_usage": true}}',
+        b'{ "model":"m","stream_options":{"x":1,"x":1}}',
+    ],
+)
+def test_no_way_of_printing_hides_a_duplicate(body: bytes) -> None:
+    """Length alone would be no proof."""
+    assert refused(body)[0] == "duplicate_key"
+
+
+@pytest.mark.parametrize("style", [{"separators": (",", ":")}, {}], ids=["compact", "spaced"])
+def test_an_ordinary_body_is_read_the_plain_way(style: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both styles that clients print; only a body over the bound has its members looked for."""
+    walked: list[bytes] = []
+
+    def walking(body: bytes, *, param: str | None) -> list[Member]:
+        walked.append(body)
+        return jsonbody.members(body)
+
+    monkeypatch.setattr(request, "_object_members", walking)
+    monkeypatch.setattr(request, "read_carefully", None)
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi \u6625"}]}],
+        "temperature": 0.7,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    small = json.dumps(body, **style).encode()
+    assert parse_body(small, Operation.CHAT).asked_for_usage
+    assert walked == []
+    large = json.dumps({**body, "user": "x" * jsonbody.MAX_PRINTED_BYTES}, **style).encode()
+    assert msgspec.structs.replace(parse_body(large, Operation.CHAT), members=None) == parse_body(small, Operation.CHAT)
+    assert walked == [large]

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from meter_proxy.metering import stream as stream_module
+from meter_proxy.metering import template as template_module
 from meter_proxy.metering.dialects import Path
-from meter_proxy.metering.template import Shape, shape_of
+from meter_proxy.metering.dialects.wire import Answer, read_answer
+from meter_proxy.metering.template import Shape, kinds_of, shape_of
 from meter_proxy.usage import Basis, Usage
 from tests.unit.metering.corpus import EVERYTHING, run
 from tests.unit.metering.wire import DONE, billed, chunk, event, meter, text, usage
@@ -278,9 +280,83 @@ def test_a_stream_that_never_repeats_itself_is_rarely_learned_from(monkeypatch: 
         tried.append(text_bytes)
         return shape_of(raw, text_bytes, spoken_at, usage_name)
 
-    monkeypatch.setattr(stream_module, "shape_of", counted)
-    changing = meter()
-    for number in range(3000):
-        changing.feed(text("x", id=number))
-    assert changing.content_events == 3000
-    assert len(tried) < 60
+    monkeypatch.setattr(template_module, "shape_of", counted)
+    for streams, events in ((1, 3000), (1000, 3)):
+        tried.clear()
+        kinds_of.cache_clear()
+        for stream in range(streams):
+            changing = meter()
+            for number in range(events):
+                changing.feed(text("x", seed=[stream, number]))
+            assert changing.content_events == events
+        assert 0 < len(tried) < 60
+
+
+@pytest.mark.parametrize("in_one_read", [False, True])
+def test_the_content_of_a_stream_like_an_earlier_one_is_not_parsed(
+    monkeypatch: pytest.MonkeyPatch, in_one_read: bool
+) -> None:
+    """Nor is its first event; and the meter says all that it says of the one that was parsed."""
+    parsed: list[bytes] = []
+
+    def reading(payload: bytes) -> Answer | None:
+        parsed.append(payload)
+        return read_answer(payload)
+
+    monkeypatch.setattr(stream_module, "read_answer", reading)
+    kinds_of.cache_clear()
+    seen = []
+    for number in range(4):
+        frame: dict[str, Any] = {"id": f"chatcmpl-{number}", "created": 1_700_000_000 + number}
+        first, *rest = [text(content, **frame) for content in ("a", '"b"', "c")]
+        end = [chunk({}, "stop", **frame), event({"choices": [], "usage": usage(9, 7), **frame}), DONE]
+        parsed.clear()
+        stream = meter()
+        stream.feed(first)
+        at_first = (stream.sample == first[6:-2], stream.response_model, stream.content_events)
+        run(stream, [b"".join(rest + end)] if in_one_read else rest + end)
+        seen.append((at_first, billed(stream), stream.finished, stream.done, stream.bad_usage))
+    assert len(parsed) == 2  # how it finished, and the usage
+    assert all(each == seen[0] for each in seen)
+    assert seen[0] == ((True, "m", 1), (9, 7, Basis.REPORTED), True, True, [])
+
+
+def test_a_running_usage_of_several_choices_is_parsed_though_it_is_known_of_one() -> None:
+    """Counts of each choice must be told apart: their bytes are no common kind."""
+    kinds_of.cache_clear()
+    one = meter()
+    for number in range(1, 9):
+        one.feed(text("x", usage=usage(9, number)))
+    two = meter(choices=2)
+    for index, count in ((0, 1), (1, 1), (0, 2), (1, 2), (0, 3)):
+        two.feed(text("x", index=index, usage=usage(9, count)))
+    assert billed(one) == (9, 8, Basis.RUNNING)
+    assert billed(two) == (9, 5, Basis.RUNNING)
+
+
+def test_a_bom_in_mid_stream_is_none() -> None:
+    """Only the first bytes of a stream may be one: also where the events before it needed no framing."""
+    for bom in (b"\xef\xbb\xbf", b"\n\xef\xbb\xbf"):
+        stream = meter()
+        for read in (text("a"), bom + text("b"), text("c")):
+            stream.feed(read)
+        assert stream.content_events == 2
+    stream = meter()
+    stream.feed(b"\xef\xbb\xbf" + text("a"))
+    assert stream.content_events == 1
+
+
+def test_an_event_over_the_bound_counts_once_however_it_comes() -> None:
+    """Known by its bytes or not, in a read by itself or among others."""
+    small = [text("x") for _ in range(6)]
+    large = text("x" * 300)
+    for reads in (
+        [*small, large, small[0]],
+        [b"".join([*small, large, small[0]])],
+        [b"".join(small), large + small[0]],
+    ):
+        stream = meter(max_event_bytes=250)
+        for read in reads:
+            stream.feed(read)
+        assert stream.content_events == 8
+        assert stream.bad_usage == ["event_too_big"]

@@ -1,11 +1,12 @@
 """Events known by their bytes: a template finds what parsing would find, and cannot be fooled."""
 
 import json
+import re
 
 import pytest
 
 from meter_proxy.metering.dialects import DIALECTS
-from meter_proxy.metering.template import Shape, Template, shape_of
+from meter_proxy.metering.template import Kind, Kinds, Shape, Template, shape_of
 from meter_proxy.usage import Operation
 
 SPOKEN_AT = DIALECTS[Operation.CHAT].spoken_at
@@ -26,15 +27,26 @@ def shape(raw: bytes, usage_name: str | None = None) -> Shape | None:
     return shape_of(raw, len(raw.rstrip(b"\r\n")), SPOKEN_AT, usage_name)
 
 
-def template(raw: bytes, usage_name: str | None = None) -> Template:
+def kind(raw: bytes, usage_name: str | None = None) -> Kind:
     found = shape(raw, usage_name)
     assert found is not None
-    return Template(found)
+    return Kind(found)
+
+
+def template(raw: bytes, usage_name: str | None = None) -> Template:
+    found = kind(raw, usage_name).template(raw)
+    assert found is not None
+    return found
+
+
+def find(known: Template, data: bytes, start: int) -> re.Match[bytes] | None:
+    """The event that starts there, as StreamMeter looks for it."""
+    return known.match(data, start + known.prefix_bytes) if data.startswith(known.prefix, start) else None
 
 
 def finds(known: Template, raw: bytes) -> bool:
     """The event at the start of `raw` is known, and it is the whole of it."""
-    found = known.find(raw, 0)
+    found = find(known, raw, 0)
     return found is not None and found.end() == len(raw)
 
 
@@ -87,11 +99,11 @@ def test_several_events_in_one_read_are_found_one_by_one() -> None:
     """A match ends with its event's blank line, never in a later event."""
     known = template(plain("A"))
     read = plain("B") + plain("C") + plain("").replace(b"null", b'"stop"')
-    first = known.find(read, 0)
+    first = find(known, read, 0)
     assert first is not None and first.end() == len(plain("B"))
-    second = known.find(read, first.end())
+    second = find(known, read, first.end())
     assert second is not None and second.end() == len(plain("B") + plain("C"))
-    assert known.find(read, second.end()) is None
+    assert find(known, read, second.end()) is None
 
 
 @pytest.mark.parametrize(
@@ -151,7 +163,7 @@ def test_the_counts_of_a_running_usage_may_vary() -> None:
     """And are found, with the member and its comma, to be cut out."""
     known = template(plain("A", ', "usage": {"prompt_tokens":9,"completion_tokens":1,"cost":0.5}'), "usage")
     raw = plain("B", ', "usage": {"prompt_tokens":9,"completion_tokens":123,"cost":12.25}')
-    found = known.find(raw, 0)
+    found = find(known, raw, 0)
     assert found is not None
     assert json.loads(found["usage"]) == {"prompt_tokens": 9, "completion_tokens": 123, "cost": 12.25}
     start, end = found.span("member")
@@ -193,3 +205,73 @@ def test_what_varies_in_front_of_the_text_is_not_learned() -> None:
     known = template(event('{"obfuscation":"x","choices":[{"delta":{"content":"A"}}]}'))
     assert finds(known, event('{"obfuscation":"x","choices":[{"delta":{"content":"B"}}]}'))
     assert not finds(known, event('{"obfuscation":"y","choices":[{"delta":{"content":"B"}}]}'))
+
+
+def of_stream(stream_id: str, created: str = "1700000000", content: str = "A", behind: bool = False) -> bytes:
+    """An event of a stream with its id and time in front of the text, as most print it, or behind it (llama.cpp)."""
+    frame = f'"id":"{stream_id}","created":{created},"model":"m"'
+    choices = '"choices":[{"index":0,"delta":{"content":"' + content + '"},"finish_reason":null}]'
+    return event("{" + (f"{choices},{frame}" if behind else f"{frame},{choices}") + "}")
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_kind_is_known_in_a_stream_of_another_id_and_time(behind: bool) -> None:
+    """And its template tells the other events of that stream, by their bytes in front of the text."""
+    first = kind(of_stream("chatcmpl-1", behind=behind))
+    other = first.template(of_stream('x \\" y', "1799999999", behind=behind))
+    assert other is not None
+    assert other.model == "m"
+    assert finds(other, of_stream('x \\" y', "1799999999", content="B", behind=behind))
+    assert finds(other, of_stream("chatcmpl-1", behind=behind)) is behind
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(
+    ("stream_id", "created"),
+    [
+        ('x","id":"y', "1700000000"),
+        ('x","choices":[{"index":0,"delta":{"content":"B"},"finish_reason":"stop"}],"y":"', "1700000000"),
+        ("x\\", "1700000000"),
+        ("x\n", "1700000000"),
+        ("x\\q", "1700000000"),
+        ("x", "1700000000.5"),
+        ("x", "0"),
+        ("x", "-1"),
+        ("x", "01"),
+        ("x", "null"),
+        ("x", '1,"error":"x"'),
+        ("x", "1700000000 "),
+    ],
+)
+def test_an_id_or_a_time_of_another_structure_is_not_known(stream_id: str, created: str, behind: bool) -> None:
+    """What ends the string or the number early, or is none, must be parsed."""
+    assert kind(of_stream("chatcmpl-1", behind=behind)).template(of_stream(stream_id, created, behind=behind)) is None
+
+
+def test_a_kind_knows_its_model_and_no_other() -> None:
+    """The answer's model is read from no event that is known: so it must be the same."""
+    raw = of_stream("chatcmpl-1")
+    assert kind(raw).template(raw.replace(b'"model":"m"', b'"model":"n"')) is None
+
+
+def learn(kinds: Kinds, raw: bytes) -> Template | None:
+    return kinds.learn(raw, len(raw) - 2, None, was_worth_it=False)
+
+
+def test_a_kind_is_learned_over_several_streams() -> None:
+    """Short streams teach too: the second one that was looked at makes the kind, for all that follow."""
+    kinds = Kinds(SPOKEN_AT)
+    assert [learn(kinds, of_stream(f"chatcmpl-{number}")) is not None for number in range(3)] == [False, False, True]
+    assert kinds.template(of_stream("chatcmpl-9", content="B")) is not None
+    assert kinds.template(of_stream("chatcmpl-9", content="")) is None
+
+
+def test_what_is_remembered_is_bounded_and_the_latest_stays() -> None:
+    """Four kinds, and those that were used last."""
+    kinds = Kinds(SPOKEN_AT)
+    raws = [plain("A", f',"x{number}":1') for number in range(6)]
+    for raw in raws:
+        while learn(kinds, raw) is None:
+            pass
+        kinds.template(raws[0])
+    assert [kinds.template(raw) is not None for raw in raws] == [True, False, False, True, True, True]

@@ -1,10 +1,22 @@
 """One usage object from the wire, or the reason why it is none."""
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from meter_proxy.metering.dialects.counts import Counts, Fault, final_usage, read_timings, read_usage, running_usage
+from meter_proxy.metering.dialects.counts import (
+    Counts,
+    Fault,
+    PlainUsage,
+    final_usage,
+    read_timings,
+    read_usage,
+    running_usage,
+)
+from meter_proxy.metering.dialects.wire import read_answer, read_usage_object
 from meter_proxy.usage import Usage
 
 
@@ -157,3 +169,42 @@ def test_timings_of_llamacpp_count_the_cached_input_apart() -> None:
     assert read_timings({"predicted_n": 2}) == Counts(None, 2, None, None, None)
     assert read_timings({"prompt_n": 1}) is Fault.NO_COUNTS
     assert read_timings({"prompt_n": 1, "predicted_n": -2}) is Fault.NEGATIVE
+
+
+wire_counts = st.sampled_from([0, 1, 5, 9, None, 2**53]) | st.sampled_from([-1, 2**53 + 1, 1.0, 1.5, True, "1", [], {}])
+likely_counts = st.sampled_from([0, 1, 5, 9, None])
+details = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("cached_tokens", "reasoning_tokens", "audio_tokens"), likely_counts)
+)
+names = (
+    *("prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens"),
+    *("cached_tokens", "reasoning_tokens", "prompt_cache_hit_tokens", "cost"),
+)
+details_names = (
+    *("prompt_tokens_details", "completion_tokens_details"),
+    *("input_tokens_details", "output_tokens_details"),
+)
+wire_usages = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(names, likely_counts | likely_counts | wire_counts),
+        **dict.fromkeys(details_names, details | details | st.none() | wire_counts),
+    },
+)
+
+
+@settings(max_examples=1000)
+@given(wire_usages)
+def test_a_usage_is_the_same_by_its_types_and_read_count_by_count(wire: dict[str, Any]) -> None:
+    """By itself and in an answer, whatever is wrong with it."""
+    text = json.dumps(wire).encode()
+    answer = read_answer(b'{"choices":[],"usage":%b}' % text)
+    assert answer is not None
+    assert read_usage(read_usage_object(text)) == read_usage(answer.usage) == read_usage(wire)
+
+
+def test_an_ordinary_usage_is_read_by_its_types() -> None:
+    """No dictionary is made of it."""
+    answer = read_answer(b'{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4,"cost":0.5,"x":null}}')
+    assert answer is not None and type(answer.usage) is PlainUsage
+    assert read_usage(answer.usage) == Counts(9, 4, None, None, None)
