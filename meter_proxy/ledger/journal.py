@@ -161,7 +161,7 @@ class Journal:
         self._has_spare = False
         self._torn = False
         self._unsynced = False
-        self._fd_changes = threading.Lock()
+        self._fd_in_use = threading.Lock()
         self.make_spare()
         sync_directory(directory)
 
@@ -221,7 +221,7 @@ class Journal:
         if self._unsynced:
             os.fdatasync(self._fd)
         os.ftruncate(self._fd, self._length)
-        with self._fd_changes:
+        with self._fd_in_use:
             os.close(self._fd)
             self._fd = fd
         self._start, self._length = start, 0
@@ -242,13 +242,9 @@ class Journal:
 
     def sync(self) -> None:
         """Bring what was written to the disk itself; waits for the disk. In any thread. Raises `OSError`."""
-        with self._fd_changes:
-            fd = os.dup(self._fd)  # a rotation may close ours meanwhile
-        try:
+        with self._fd_in_use:  # a rotation that wants to close it waits, as it does for its own flush
             self._unsynced = False
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
+            os.fdatasync(self._fd)
 
     def close(self) -> None:
         """Sync and close the file."""

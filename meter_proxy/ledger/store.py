@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 OPERATION_S = 0.25
 ASK_SENTINEL_S = 0.1  # each: one of them may be gone with its machine
+REPLIES = 8  # read before the loop gets its turn: 0.4 ms
 CHECK_S = 5.0  # at the start: a server that is still loading its data is waited for
 OLDEST_REDIS = (7, 0)
 START_IT = "start it, or set redis.url"
@@ -142,6 +143,7 @@ class Store:
         self._has_password = bool(self._client.connection_pool.connection_kwargs.get("password"))
         self._speaks_tls = url.startswith("rediss:")
         self._sha = ""
+        self._connection: Any = None
 
     async def check(self) -> None:
         """Make sure that the server is new enough, keeps what it is given, and lets us in. Raises `StoreError`."""
@@ -266,10 +268,28 @@ class Store:
         self._sha = await self._client.script_load(_SCRIPT)
 
     async def _run_scripts(self, batch: Sequence[Call]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for call in batch:
-            pipeline.evalsha(self._sha, len(call.keys), *call.keys, *call.args)
-        return await pipeline.execute(raise_on_error=False)
+        """One write, then the replies as they come: the client's own pipeline takes twice as long."""
+        connection = await self._connected()
+        replies: list[Any] = []
+        try:
+            await connection.send_packed_command(b"".join([_packed(self._sha, call) for call in batch]))
+            for place in range(len(batch)):
+                if place % REPLIES == REPLIES - 1:
+                    await asyncio.sleep(0)
+                replies.append(await _reply(connection))
+        except BaseException:
+            await connection.disconnect(nowait=True)  # the replies that are still to come must be nobody else's
+            raise
+        return replies
+
+    async def _connected(self) -> Any:
+        """The connection for the scripts: always the same one, made anew where it has broken."""
+        if self._connection is None:
+            self._connection = await cast(Any, self._client.connection_pool).get_connection()
+        elif not self._connection.is_connected or await self._connection.can_read():  # nothing is due: it has ended
+            await self._connection.disconnect()
+            await self._connection.connect()
+        return self._connection
 
     def _judge(self, reply: Any) -> Any | StoreError:
         if not isinstance(reply, Exception):
@@ -286,6 +306,22 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self.address}>"
+
+
+def _packed(sha: str, call: Call) -> bytes:
+    """The command in Redis' protocol."""
+    words = [b"EVALSHA", sha.encode(), b"%d" % len(call.keys)]
+    words += [key.encode() for key in call.keys]
+    words += [arg.encode() if isinstance(arg, str) else b"%d" % arg for arg in call.args]
+    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+
+async def _reply(connection: Any) -> Any:
+    """The next reply; an error that is one is returned. Whatever else happens ends the connection, and is raised."""
+    try:
+        return await connection.read_response()
+    except RedisResponseError as exc:
+        return exc
 
 
 def _cause(exc: Exception) -> BaseException:

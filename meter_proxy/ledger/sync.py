@@ -157,7 +157,14 @@ class Sync:
 
     def mark(self, book: Book) -> None:
         """Say that `book` has changed. Cheap; call it from the loop's thread."""
+        if book.waits_in == book.account:
+            return
+        if book.waits_in is not None:  # it has moved to another account meanwhile
+            former = self._account(book.waits_in)
+            self._wait_no_more(book, former)
+            self._settle_place(former)
         account = self._account(book.account)
+        book.waits_in = book.account
         if isinstance(book, DayBook):
             account.days[book] = None
         else:
@@ -345,10 +352,9 @@ class Sync:
         size = (1 if not days else 0) if account.one_by_one else MAX_COUNTERS
         counters = list(itertools.islice(account.counters, size))
         asks, account.asks = account.asks[:MAX_ASKS], account.asks[MAX_ASKS:]
-        for day in days:
-            del account.days[day]
-        for counter in counters:
-            del account.counters[counter]
+        taken: list[Book] = [*days, *counters]
+        for book in taken:
+            self._wait_no_more(book, account)
         self._settle_place(account)
         waiting = []
         for ask in asks:
@@ -359,6 +365,13 @@ class Sync:
             else:
                 waiting.append(ask)
         return self._message(days, counters, waiting)
+
+    def _wait_no_more(self, book: Book, account: _Account) -> None:
+        book.waits_in = None
+        if isinstance(book, DayBook):
+            account.days.pop(book, None)
+        else:
+            account.counters.pop(book, None)
 
     def _settle_place(self, account: _Account) -> None:
         """Put an account where it belongs, after something was taken from it."""
@@ -459,8 +472,9 @@ class Sync:
         self._first_acked = self._last_acked = None
         self._refused.clear()
         for account in list(self._accounts.values()):
-            account.days.clear()
-            account.counters.clear()
+            waiting: list[Book] = [*account.days, *account.counters]
+            for book in waiting:
+                self._wait_no_more(book, account)
             self._settle_place(account)
         _log.warning("the store has lost data that it had acknowledged: sending everything again")
         for counter in self._held:

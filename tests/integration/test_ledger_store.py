@@ -12,6 +12,7 @@ from redis import Redis, RedisError
 
 from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger import Ledger
+from meter_proxy.ledger import store as store_module
 from meter_proxy.ledger.books import FIELDS
 from meter_proxy.ledger.messages import Call
 from meter_proxy.ledger.reading import iter_records
@@ -381,3 +382,18 @@ async def test_a_primary_that_became_a_replica_is_not_written(server: StoreServe
         finally:
             client.replicaof("NO", "ONE")
     assert await merge(store, message("j1", ("m1", 3, 3))) == [False]
+
+
+async def test_replies_that_nobody_waited_for_are_nobody_elses(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that is given up midway takes its connection with it."""
+    forgotten = [message("j1", ("m", 5, 5), acked=5, key=f"k{number}") for number in range(5)]
+    assert await merge(store, forgotten.pop()) == [True]
+    with monkeypatch.context() as given_up:
+        given_up.setattr(store_module, "_reply", _give_up)
+        with pytest.raises(asyncio.CancelledError):
+            await store.call(forgotten)
+    assert await merge(store, message("j2", ("m", 1, 1)), message("j2", ("m", 2, 2))) == [False] * 2
+
+
+async def _give_up(connection: object) -> None:
+    raise asyncio.CancelledError
