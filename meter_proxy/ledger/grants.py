@@ -138,7 +138,7 @@ class Quotas:
                 result = self._grant(tab, want, answer.granted, from_credit=answer.from_credit)
             elif answer.denied_by is not None:
                 result = denied(tab.terms.rules[answer.denied_by], tab.terms.windows[answer.denied_by], self.sync.now())
-            if not ask.is_given_up:
+            if not (ask.is_given_up or future.done()):  # done: cancelled, and whoever waited does not know it yet
                 future.set_result(result)
             elif isinstance(result, Grant):
                 result.release()
