@@ -88,6 +88,8 @@ class _Image:
         self._position = position
         self._books = list(books)  # also counters of which nothing is used: something may be held in them
         self._encoded: dict[Book, bytes] = {}
+        self._days: list[bytes] = []  # of those whose turn has come
+        self._counters: list[bytes] = []
         self._next = 0
 
     def __len__(self) -> int:
@@ -97,6 +99,7 @@ class _Image:
         """Encode the next `count`."""
         for book in self._books[self._next : self._next + count]:
             self.encode(book)
+            (self._days if isinstance(book, DayBook) else self._counters).append(self._encoded[book])
         self._next += count
 
     def encode(self, book: Book) -> None:
@@ -106,8 +109,7 @@ class _Image:
 
     def whole(self) -> bytes:
         """All of them, in their order."""
-        days = b",".join(self._encoded[book] for book in self._books if isinstance(book, DayBook))
-        counters = b",".join(self._encoded[book] for book in self._books if not isinstance(book, DayBook))
+        days, counters = b",".join(self._days), b",".join(self._counters)
         return b'{"position":%d,"days":[%b],"counters":[%b]}' % (self._position, days, counters)
 
 
