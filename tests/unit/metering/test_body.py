@@ -33,7 +33,7 @@ def test_the_usage_in_a_body_is_reported_when_it_is_whole() -> None:
     meter = metered(message("hi", usage=USAGE))
     assert meter.usage_so_far().usage == Usage(9, 4)
     assert meter.usage_so_far().basis is Basis.REPORTED
-    assert meter.done and meter.finished and not meter.failed and meter.bad_usage == []
+    assert meter.done and meter.finished and meter.has_usage and not meter.failed and meter.bad_usage == []
     assert meter.response_model == "m-1"
 
 

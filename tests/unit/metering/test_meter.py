@@ -81,11 +81,13 @@ def test_a_body_is_metered_whatever_it_is_called(content_type: str, lead: bytes)
         assert is_metered(metering) and metering.done
 
 
-@pytest.mark.parametrize("reads", [STREAM, BODY, b"\n" + STREAM])
+@pytest.mark.parametrize(
+    "reads", [STREAM, BODY, b"\n" + STREAM, STREAM[: STREAM.index(b"\n\n")], STREAM.replace(b":9", b":-9")]
+)
 def test_what_a_sniffing_meter_says_is_what_the_right_one_says(reads: bytes) -> None:
     """After each byte and at the end; and only a body is read at its end."""
     sniffing = meter("application/json")
-    inner = meter() if STREAM in reads else BodyMeter(Operation.CHAT, asked=Asked(model="m", stream=True))
+    inner = meter() if b"data:" in reads else BodyMeter(Operation.CHAT, asked=Asked(model="m", stream=True))
     names = ("content_events", "finished", "done", "failed", "has_usage", "response_model", "bad_usage")
     for byte in reads:
         sniffing.feed(bytes([byte]))

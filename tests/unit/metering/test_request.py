@@ -302,7 +302,7 @@ bodies = st.builds(
 )
 
 
-@settings(max_examples=1500)
+@settings(max_examples=600)
 @given(bodies, st.sampled_from(list(Operation)))
 def test_the_plain_way_and_the_careful_way_are_of_one_mind(body: bytes, operation: Operation) -> None:
     """Whatever a body holds and however it is printed: the same is understood, or refused in the same words."""

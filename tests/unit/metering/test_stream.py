@@ -334,13 +334,53 @@ def test_a_running_usage_of_several_choices_is_parsed_though_it_is_known_of_one(
     assert billed(two) == (9, 5, Basis.RUNNING)
 
 
+@pytest.mark.parametrize("done", [DONE, b"data:[DONE]\n\n", b"event: error\ndata: [DONE]\n\n"])
+@pytest.mark.parametrize("in_one_read", [False, True])
+def test_nothing_after_the_end_is_billed_or_taken_out(done: bytes, in_one_read: bool) -> None:
+    """Also what is known by its bytes, an error, and a usage to be hidden; and the end itself is no error."""
+    reads = [text("a", usage=usage(9, number)) for number in range(1, 6)]
+    late = [text("a", usage=usage(9, 6)), event({"error": "x"}), event({"choices": [], "usage": usage(9, 7)})]
+    stream = meter(hidden=EVERYTHING)
+    run(stream, reads)
+    sent = run(stream, [b"".join([done, *late])] if in_one_read else [done, *late])
+    assert sent == b"".join([done, *late])
+    assert (stream.content_events, stream.done, stream.failed) == (5, True, False)
+    assert billed(stream)[:2] == (9, 5)
+
+
+def test_it_shows_at_once_that_counts_have_been_seen() -> None:
+    """Parsed or known by their bytes: whoever looks after each read need not ask for the usage."""
+    stream = meter()
+    seen = []
+    for read in (text("a"), event({"choices": [], "usage": usage(9, 0)})):
+        stream.feed(read)
+        seen.append(stream.has_usage)
+    assert seen == [False, True]
+    kinds_of.cache_clear()
+    for number in range(1, 6):
+        meter().feed(text("a", usage=usage(9, number)))
+    stream = meter()
+    stream.feed(text("a", usage=usage(9, 1)))
+    assert stream.has_usage
+
+
+def test_a_second_usage_at_the_end_is_read_though_the_first_was_asked_for() -> None:
+    """The last one wins, whenever somebody looked."""
+    stream = meter()
+    stream.feed(text("a") + chunk({}, "stop"))
+    for count in (4, 5):
+        stream.feed(event({"choices": [], "usage": usage(9, count)}))
+        assert billed(stream) == (9, count, Basis.REPORTED)
+
+
 def test_a_bom_in_mid_stream_is_none() -> None:
     """Only the first bytes of a stream may be one: also where the events before it needed no framing."""
     for bom in (b"\xef\xbb\xbf", b"\n\xef\xbb\xbf"):
-        stream = meter()
-        for read in (text("a"), bom + text("b"), text("c")):
-            stream.feed(read)
-        assert stream.content_events == 2
+        for before in (text("a"), text("a") + text("a")):
+            stream = meter()
+            for read in (before, bom + text("b"), text("c")):
+                stream.feed(read)
+            assert stream.content_events == before.count(b"data:") + 1
     stream = meter()
     stream.feed(b"\xef\xbb\xbf" + text("a"))
     assert stream.content_events == 1
