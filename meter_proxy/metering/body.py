@@ -16,21 +16,38 @@ class BodyMeter:
     Generated text without a usable usage counts as one content event. An error in a 200 bills nothing.
     """
 
-    content_events = 0
-    finished = False
-    done = False
-    failed = False
-    has_usage = False  # the body, once read, has said counts
-    reads_at_end = True
-    response_model: str | None = None
-    _size_bytes = 0
-    _closed = False
+    __slots__ = (
+        "_asked",
+        "_closed",
+        "_operation",
+        "_parts",
+        "_reading",
+        "_size_bytes",
+        "bad_usage",
+        "content_events",
+        "done",
+        "failed",
+        "finished",
+        "has_usage",
+        "reads_at_end",
+        "response_model",
+    )
 
     def __init__(self, operation: Operation, *, asked: Asked) -> None:
+        self.content_events = 0
+        self.finished = False
+        self.done = False
+        self.failed = False
+        self.has_usage = False  # the body, once read, has said counts
+        self.reads_at_end = True
+        self.response_model: str | None = None
         self.bad_usage: list[str] = []
-        self._dialect = DIALECTS[operation]
-        self._tally = Tally(self._dialect, asked.choices, asked.prompts, self.bad_usage)
+        self._operation = operation
+        self._asked = asked
         self._parts: list[bytes] = []
+        self._size_bytes = 0
+        self._closed = False
+        self._reading = NOTHING
 
     def feed(self, data: bytes) -> bytes:
         """`data` itself."""
@@ -56,7 +73,7 @@ class BodyMeter:
 
     def usage_so_far(self) -> Reading:
         """The usage in the body; nothing before `finish`."""
-        return self._tally.reading(content_events=self.content_events, ended=self.done)
+        return self._reading
 
     def _read(self, body: bytes) -> None:
         answer = read_answer(body)
@@ -70,29 +87,29 @@ class BodyMeter:
         self.finished = not self.failed
         if self.failed:
             return
+        asked, dialect = self._asked, DIALECTS[self._operation]
         has_content = False
         for choice in answer.choices or ():
-            has_content = has_content or self._dialect.has_content(choice)
-        self.content_events = int(has_content)
-        self._tally.note(answer, content_events=self.content_events, has_content=has_content, finished=True)
-        self._tally.close(
-            content_events=self.content_events, generated=has_content or (bool(answer.data) and answer.has_embeddings)
-        )
-        self.has_usage = self._tally.has_usage
+            has_content = has_content or dialect.has_content(choice)
+        content_events = self.content_events = int(has_content)
+        tally = Tally(dialect, asked.choices, asked.prompts, self.bad_usage)
+        tally.note(answer, content_events=content_events, has_content=has_content, finished=True)
+        tally.close(content_events=content_events, generated=has_content or answer.has_embeddings)
+        self.has_usage = tally.has_usage
+        self._reading = tally.reading(content_events=content_events, ended=True)
 
 
 class NullMeter:
     """An answer that bills nothing: an error status. Forwards everything."""
 
-    content_events = 0
-    finished = False
-    done = False
-    failed = False  # the status says it all
-    reads_at_end = False
-    has_usage = False
-    response_model: str | None = None
-
     def __init__(self) -> None:
+        self.content_events = 0
+        self.finished = False
+        self.done = False
+        self.failed = False  # the status says it all
+        self.reads_at_end = False
+        self.has_usage = False
+        self.response_model: str | None = None
         self.bad_usage: list[str] = []
 
     def feed(self, data: bytes) -> bytes:

@@ -8,7 +8,7 @@ from meter_proxy.metering.body import BodyMeter
 from meter_proxy.metering.injection import Hidden
 from meter_proxy.metering.request import Asked
 from meter_proxy.metering.stream import StreamMeter
-from meter_proxy.metering.tally import NOTHING, Reading
+from meter_proxy.metering.tally import Reading
 from meter_proxy.usage import Operation
 
 _BLANKS = b" \t\r\n\xef\xbb\xbf"  # with the bytes of a BOM
@@ -22,16 +22,15 @@ class SniffingMeter(BodyMeter):
     stream's own meter at each feed.
     """
 
-    reads_at_end = False  # until it is known to be a body
-    stream: StreamMeter | None = None  # the meter inside, if the answer is a stream
-    _decided = False
+    __slots__ = ("_decided", "_hidden", "_max_event_bytes", "stream")
 
     def __init__(self, operation: Operation, *, asked: Asked, hidden: Hidden, max_event_bytes: int) -> None:
         super().__init__(operation, asked=asked)
-        self._operation = operation
-        self._asked = asked
+        self.reads_at_end = False  # until it is known to be a body
+        self.stream: StreamMeter | None = None  # the meter inside, if the answer is a stream
         self._hidden = hidden
         self._max_event_bytes = max_event_bytes
+        self._decided = False
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets now; blank lines in front pass at once."""
@@ -39,7 +38,7 @@ class SniffingMeter(BodyMeter):
             return self._feed_stream(self.stream, data)
         if self._decided:
             return super().feed(data)
-        told = data.lstrip(_BLANKS)
+        told = data if data.startswith(b"{") else data.lstrip(_BLANKS)
         if not told:
             return data
         self._decided = True
@@ -64,9 +63,7 @@ class SniffingMeter(BodyMeter):
 
     def usage_so_far(self) -> Reading:
         """The usage of everything fed so far, and how we know."""
-        if self.stream is not None:
-            return self.stream.usage_so_far()
-        return super().usage_so_far() if self._decided else NOTHING
+        return self._reading if self.stream is None else self.stream.usage_so_far()
 
     def _feed_stream(self, stream: StreamMeter, data: bytes) -> bytes:
         kept = stream.feed(data)

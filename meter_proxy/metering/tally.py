@@ -59,26 +59,43 @@ class Tally:
     Odd usages are appended to `faults`, each reason once.
     """
 
-    # Most answers change few of these: what stands here costs nothing to begin with.
-    has_usage = False  # counts have been seen: a reading says more than the number of content events
-    _latest: Counts | None = None
-    _trust = _RUNNING  # in the output of `_latest`
-    _content_at_latest = 0  # content events up to and with the one that carried it
-    _final: tuple[Usage, list[Fault]] | None = None  # what `_latest` is as a final usage, once somebody asked
-    _saw_zero = False
-    _zero_is_final = False
-    _previous_choice = -1
-    _counts_each_choice = False  # proven by the wire
-    _token_ids = 0
+    __slots__ = (
+        "_by_choice",
+        "_choices",
+        "_choices_per_prompt",
+        "_content_at_latest",
+        "_counts_each_choice",
+        "_dialect",
+        "_faults",
+        "_final",
+        "_latest",
+        "_previous_choice",
+        "_saw_zero",
+        "_token_ids",
+        "_trust",
+        "_usage_only",
+        "_zero_is_final",
+        "has_usage",
+    )
 
     def __init__(self, dialect: Dialect, choices: int, prompts: int, faults: list[str]) -> None:
+        self.has_usage = False  # counts have been seen: a reading says more than the number of content events
         self._dialect = dialect
         self._choices = choices
         self._choices_per_prompt = choices // prompts
         self._faults = faults
+        self._latest: Counts | None = None
+        self._trust = _RUNNING  # in the output of `_latest`
+        self._content_at_latest = 0  # content events up to and with the one that carried it
+        self._final: tuple[Usage, list[Fault]] | None = None  # what `_latest` is as a final usage, once somebody asked
+        self._saw_zero = False
+        self._zero_is_final = False
+        self._token_ids = 0
         if choices > 1:
             self._usage_only: list[Counts] = []  # one each, at llama.cpp
             self._by_choice: dict[int, Counts] = {}
+            self._previous_choice = -1
+            self._counts_each_choice = False  # proven by the wire
 
     def note(self, answer: Answer, *, content_events: int, has_content: bool, finished: bool) -> None:
         """Take what one event (or a body) says. `content_events` and `finished` are as of after it."""

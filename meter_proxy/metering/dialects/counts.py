@@ -163,6 +163,8 @@ def final_usage(counts: Counts, absent_output: int | None) -> tuple[Usage, list[
     """
     faults = [Fault.BAD_DETAIL] if counts.bad_detail else []
     input_tokens, output_tokens, total_tokens = counts.input_tokens, counts.output_tokens, counts.total_tokens
+    if input_tokens is not None and output_tokens is not None and total_tokens == input_tokens + output_tokens:
+        return _clamped(input_tokens, output_tokens, counts, faults), faults
     if output_tokens is None and total_tokens is not None and input_tokens is not None:
         output_tokens = max(0, total_tokens - input_tokens)
     elif input_tokens is None and total_tokens is not None and output_tokens is not None:

@@ -58,7 +58,7 @@ class Answer(msgspec.Struct, gc=False):
     @property
     def has_embeddings(self) -> bool:
         """There is a vector in it."""
-        return bytes(self.data) not in (b"", b"null", b"[]")
+        return bool(self.data) and bytes(self.data) not in (b"null", b"[]")
 
 
 class _PlainAnswer(Answer, gc=False):

@@ -33,8 +33,17 @@ def kind(raw: bytes, usage_name: str | None = None) -> Kind:
     return Kind(found)
 
 
+def in_stream(known: Kind | Kinds, raw: bytes) -> Template | None:
+    """The template for the stream of this event, which it matches itself."""
+    found = known.find(raw)
+    if found is None:
+        return None
+    assert found[1].end() == len(raw)
+    return found[0]
+
+
 def template(raw: bytes, usage_name: str | None = None) -> Template:
-    found = kind(raw, usage_name).template(raw)
+    found = in_stream(kind(raw, usage_name), raw)
     assert found is not None
     return found
 
@@ -218,7 +227,7 @@ def of_stream(stream_id: str, created: str = "1700000000", content: str = "A", b
 def test_a_kind_is_known_in_a_stream_of_another_id_and_time(behind: bool) -> None:
     """And its template tells the other events of that stream, by their bytes in front of the text."""
     first = kind(of_stream("chatcmpl-1", behind=behind))
-    other = first.template(of_stream('x \\" y', "1799999999", behind=behind))
+    other = in_stream(first, of_stream('x \\" y', "1799999999", behind=behind))
     assert other is not None
     assert other.model == "m"
     assert finds(other, of_stream('x \\" y', "1799999999", content="B", behind=behind))
@@ -245,13 +254,13 @@ def test_a_kind_is_known_in_a_stream_of_another_id_and_time(behind: bool) -> Non
 )
 def test_an_id_or_a_time_of_another_structure_is_not_known(stream_id: str, created: str, behind: bool) -> None:
     """What ends the string or the number early, or is none, must be parsed."""
-    assert kind(of_stream("chatcmpl-1", behind=behind)).template(of_stream(stream_id, created, behind=behind)) is None
+    assert kind(of_stream("chatcmpl-1", behind=behind)).find(of_stream(stream_id, created, behind=behind)) is None
 
 
 def test_a_kind_knows_its_model_and_no_other() -> None:
     """The answer's model is read from no event that is known: so it must be the same."""
     raw = of_stream("chatcmpl-1")
-    assert kind(raw).template(raw.replace(b'"model":"m"', b'"model":"n"')) is None
+    assert kind(raw).find(raw.replace(b'"model":"m"', b'"model":"n"')) is None
 
 
 def learn(kinds: Kinds, raw: bytes) -> Template | None:
@@ -262,8 +271,8 @@ def test_a_kind_is_learned_over_several_streams() -> None:
     """Short streams teach too: the second one that was looked at makes the kind, for all that follow."""
     kinds = Kinds(SPOKEN_AT)
     assert [learn(kinds, of_stream(f"chatcmpl-{number}")) is not None for number in range(3)] == [False, False, True]
-    assert kinds.template(of_stream("chatcmpl-9", content="B")) is not None
-    assert kinds.template(of_stream("chatcmpl-9", content="")) is None
+    assert kinds.find(of_stream("chatcmpl-9", content="B")) is not None
+    assert kinds.find(of_stream("chatcmpl-9", content="")) is None
 
 
 def test_what_is_remembered_is_bounded_and_the_latest_stays() -> None:
@@ -273,5 +282,5 @@ def test_what_is_remembered_is_bounded_and_the_latest_stays() -> None:
     for raw in raws:
         while learn(kinds, raw) is None:
             pass
-        kinds.template(raws[0])
-    assert [kinds.template(raw) is not None for raw in raws] == [True, False, False, True, True, True]
+        kinds.find(raws[0])
+    assert [kinds.find(raw) is not None for raw in raws] == [True, False, False, True, True, True]
