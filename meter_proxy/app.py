@@ -91,7 +91,6 @@ def front_door(runner: web.AppRunner, installed: MeterProxy) -> FrontDoor:
         lambda: installed.gateway,
         aiohttp_handler,
         header_timeout_s=limits.header_timeout_s,
-        stall_s=limits.client_stall_s,
         keep_alive_s=KEEPALIVE_S,
     )
 

@@ -16,6 +16,7 @@ that died before any byte of an answer, and the one retry without a field of our
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -90,7 +91,6 @@ class Exchange:
         self.quota_headers: tuple[tuple[str, str], ...] = ()
         self._gateway = gateway
         self._client = client
-        self._plain_client: PlainClient | None = None  # the same, while the story has not begun
         self._is_attached = False
         self._has_begun = False  # the head of the reply is sent
         self._ahead: _Ahead | None = None  # what was sent before the story began
@@ -99,6 +99,7 @@ class Exchange:
         self._connection: UpstreamConnection | None = None
         self._hidden = NOTHING_HIDDEN
         self._outcome: Outcome | None = None
+        self._is_settled = False
 
     def __repr__(self) -> str:
         call = self.call
@@ -108,7 +109,6 @@ class Exchange:
 
     def go_ahead(self, client: PlainClient) -> None:
         """Serve the exchange of `client` to its end and settle it; what cannot be done at once goes on in a task."""
-        self._plain_client = client
         try:
             self._attach()
             include_usage = self._may_inject()
@@ -119,7 +119,7 @@ class Exchange:
                 return
             body = self._prepare_body(include_usage, running)
             self._ahead = _Ahead(body, include_usage)
-            self.relay.on_news = self._advance
+            self.relay.on_news = partial(self._advance, client)
             self._open(connection, self._request(body))
         except ClientGone:
             self.relay.on_client_lost()
@@ -127,10 +127,9 @@ class Exchange:
         except Exception:
             self._fail()
 
-    def _advance(self) -> None:
+    def _advance(self, client: PlainClient) -> None:
         """News of the relay."""
-        relay, client = self.relay, self._plain_client
-        assert client is not None
+        relay = self.relay
         try:
             if (
                 relay.error is not None
@@ -172,6 +171,8 @@ class Exchange:
 
     async def run(self) -> None:
         """Serve the exchange to its end and settle it."""
+        if self._is_settled:
+            return  # a mistake of ours has ended it before its story began
         try:
             try:
                 await self._answer()
@@ -459,9 +460,12 @@ class Exchange:
         return make_record(self, now=time.perf_counter())
 
     def _settle(self) -> None:
+        if self._is_settled:
+            return
         self.relay.flush()
         record = self.record()
         self.relay.close()
+        self._is_settled = True  # whatever fails from here on, nothing is billed twice
         self._gateway.settled(self, record)
         self._client.detach()
 

@@ -22,7 +22,7 @@ from meter_proxy.gateway.replies import Answer
 from meter_proxy.gateway.watch import Deadlines
 
 if TYPE_CHECKING:
-    from meter_proxy.gateway.gateway import Gateway
+    from meter_proxy.gateway.gateway import Gateway, Waiting
 
 HIGH_WATER_BYTES = 65_536  # of later requests, while one is served
 LAST_CHUNK = b"0\r\n\r\n"
@@ -37,14 +37,12 @@ class FrontDoor:
         hand_over: Callable[[], asyncio.Protocol],
         *,
         header_timeout_s: float,
-        stall_s: float,
         keep_alive_s: float,
     ) -> None:
         """`hand_over` makes the protocol for what is not plain. Times are in seconds."""
         self.gateway = gateway
         self.hand_over = hand_over
         self.heads: Deadlines[Front] = Deadlines(header_timeout_s, lambda front: front.transport.abort())
-        self.bodies: Deadlines[Front] = Deadlines(stall_s, lambda front: front.body_is_late())
         self.idle: Deadlines[Front] = Deadlines(keep_alive_s, lambda front: front.transport.close())
         self._open: set[Front] = set()
         self._date = b""
@@ -62,7 +60,6 @@ class FrontDoor:
         """A connection is gone, or somebody else's."""
         self._open.discard(front)
         self.heads.discard(front)
-        self.bodies.discard(front)
         self.idle.discard(front)
 
     @property
@@ -94,6 +91,7 @@ class Front(asyncio.Protocol):
         "_is_busy",
         "_is_over",
         "_is_slow",
+        "_late",
         "_listener",
         "_missing",
         "_parts",
@@ -107,6 +105,7 @@ class Front(asyncio.Protocol):
         self._head: PlainHead | None = None  # while its body arrives
         self._parts: list[bytes] = []
         self._missing = 0
+        self._late: Deadlines[Waiting] | None = None  # ... and who watches over it
         self._is_busy = False  # a request is served
         self._is_over = False  # ... and its reply is whole
         self._chunked = False
@@ -159,21 +158,27 @@ class Front(asyncio.Protocol):
             self._buffer = data[stop:]
             self._serve(head, data[start:stop])
         else:
-            self._head, self._missing = head, head.length
+            self._head, self._missing, self._late = head, head.length, gateway.late_bodies
             self._body(head, data[start:])
 
     def _body(self, head: PlainHead, data: bytes) -> None:
         if len(data) < self._missing:
             self._parts.append(data)
             self._missing -= len(data)
-            self._door.bodies.add(self)
+            assert self._late is not None
+            self._late.add(self)
             return
         self._parts.append(data[: self._missing])
         self._buffer = data[self._missing :]
         body = b"".join(self._parts)
         self._head, self._parts, self._missing = None, [], 0
-        self._door.bodies.discard(self)
+        self._stop_waiting()
         self._serve(head, body)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.discard(self)
+            self._late = None
 
     def body_is_late(self) -> None:
         """The rest of a body did not come in time."""
@@ -183,7 +188,7 @@ class Front(asyncio.Protocol):
         late = ClientError(408, "request_timeout", "The request body did not arrive in time.")
         self._head, self._parts = None, []
         self._is_busy, self._is_over = True, False
-        self._door.gateway().refuse(self, late, head.caller.key_id, "", head.route)
+        self._door.gateway().refuse(self, late, head.caller.key_id, "", head.route.operation)
         self.transport.close()
 
     def _hand_over(self, data: bytes) -> None:
@@ -318,6 +323,7 @@ class Front(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.closed(self)
         self._buffer, self._parts = b"", []
+        self._stop_waiting()
         self._has_taken()
         if self._listener is not None:
             self._listener.on_client_lost()

@@ -9,6 +9,7 @@ import logging
 import random
 import secrets
 import time
+from typing import Protocol
 
 import msgspec
 from aiohttp import HttpVersion11, web
@@ -29,11 +30,12 @@ from meter_proxy.gateway.replies import client_error, client_error_answer, cors_
 from meter_proxy.gateway.routes import MODELS, Route
 from meter_proxy.gateway.settlement import make_admission
 from meter_proxy.gateway.upstream import UpstreamPool
+from meter_proxy.gateway.watch import Deadlines
 from meter_proxy.ledger import Ledger
 from meter_proxy.ledger.grants import Grant
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.metrics import WorkerStats
-from meter_proxy.usage import UsageRecord
+from meter_proxy.usage import Operation, UsageRecord
 
 _log = logging.getLogger("meter_proxy.gateway")
 
@@ -58,6 +60,7 @@ class Gateway:
         self.quotas = QuotaGate(RuleBook(config), ledger, stats)
         self._inbound = Inbound(config)
         self._plain_heads = PlainHeads(self._inbound, config)
+        self.late_bodies = _late_bodies(config)
         self._random_bits = random.Random(secrets.randbits(256)).getrandbits  # ids are no secrets
         self.in_flight: set[Exchange] = set()
         self._all_settled = asyncio.Event()
@@ -78,6 +81,7 @@ class Gateway:
         self.needs_store = config.needs_store
         self._inbound = Inbound(config)
         self._plain_heads = PlainHeads(self._inbound, config)
+        self.late_bodies = _late_bodies(config)
         self.quotas = QuotaGate(RuleBook(config), self.ledger, self.stats)
         if self.ledger.quotas is not None:
             self.ledger.quotas.bounded_tokens = config.redis.bounded_tokens
@@ -134,7 +138,7 @@ class Gateway:
                 return
             exchange = self._open(call, body, client, grant)
         except ClientError as exc:
-            self.refuse(client, exc, caller.key_id, model, head.route)
+            self.refuse(client, exc, caller.key_id, model, head.route.operation)
             return
         exchange.go_ahead(client)
 
@@ -142,13 +146,16 @@ class Gateway:
         try:
             exchange = await self._admit(call, body, client)
         except ClientError as exc:
-            self.refuse(client, exc, call.caller.key_id, call.asked.model, call)
+            self.refuse(client, exc, call.caller.key_id, call.asked.model, call.operation)
             return
+        except BaseException:
+            client.detach()  # without an answer: that ends the connection
+            raise
         exchange.go_ahead(client)
 
-    def refuse(self, client: Client, exc: ClientError, key_id: str, model: str, asked: "Route | Call") -> None:
+    def refuse(self, client: Client, exc: ClientError, key_id: str, model: str, operation: Operation) -> None:
         """Answer a request of the plain case that is not admitted."""
-        self.stats.refused(key_id, model, asked.operation, exc.status)
+        self.stats.refused(key_id, model, operation, exc.status)
         client.answer(client_error_answer(exc))
         client.detach()
 
@@ -312,6 +319,17 @@ class Gateway:
         except TimeoutError:
             return False
         return True
+
+
+class Waiting(Protocol):
+    """What waits for the rest of a body."""
+
+    def body_is_late(self) -> None:
+        """It did not come in time."""
+
+
+def _late_bodies(config: Config) -> Deadlines[Waiting]:
+    return Deadlines(config.limits.client_stall_s, lambda waiting: waiting.body_is_late())
 
 
 class _ModelEntry(msgspec.Struct):

@@ -24,7 +24,6 @@ from meter_proxy.metering.meter import CodedMeter, Meter
 from meter_proxy.telemetry.metrics import WorkerStats
 
 HIGH_WATER_BYTES = 65_536  # of body that arrived before the reply's head is out
-LEAST_EVENT_BYTES = len(b"data:0\n\n")
 SAMPLE_EVERY = 64  # reads; of these the time in our hands is measured
 
 MeterFactory = Callable[[ResponseHead], Meter]
@@ -151,6 +150,7 @@ class Relay:
             if self._early_bytes > HIGH_WATER_BYTES and not self.client_is_slow:
                 self._resume_upstream()
         if self._times is not None and not self.ended:
+            self._reads_at_tick, self._idle_ticks = self._reads, 1
             self._times.idle.add(self)
 
     async def whole(self) -> None:
@@ -254,8 +254,7 @@ class Relay:
             if self._early_bytes > HIGH_WATER_BYTES and self._connection is not None:
                 self._connection.transport.pause_reading()
         elif self._reads % SAMPLE_EVERY:
-            if not self._sails(payload, framed):
-                self._forward(payload, framed)
+            self._forward(payload, framed)
         else:
             began_at = perf_counter()
             self._forward(payload, framed)
@@ -341,34 +340,6 @@ class Relay:
             self.on_client_lost()
 
     # The tee itself.
-
-    def _sails(self, payload: bytes, framed: bytes | None) -> bool:
-        """The plain case, done here in one go: a stream that has begun, without running usage, far from a wall.
-
-        What `_forward` does comes to the same, at twice the cost (2.6 us against 1.3 us, with 0.5 us of metering).
-        """
-        meter, client, allowance = self.meter, self._client, self._allowance
-        if meter is None or client is None or self.first_token_at is None or meter.has_usage or meter.reads_at_end:
-            return False
-        if not self._delivers:
-            return False
-        if allowance is not None and (
-            self.is_at_wall or allowance.granted - self._spent <= len(payload) // LEAST_EVENT_BYTES + 1
-        ):
-            return False  # perhaps so many events end here
-        out = meter.feed(payload)
-        if meter.has_usage or meter.finished or meter.failed:
-            self._note()
-        else:
-            self._spent = content_events = meter.content_events
-            self.slot.count(content_events)
-        if out is payload:
-            client.write(payload, framed)
-        elif out:
-            client.write(out, None)
-        if allowance is not None and self._spent >= allowance.top_up_at and self._is_used_up(allowance):
-            self._stop_at_wall(b"")
-        return True
 
     def _forward(self, payload: bytes, framed: bytes | None) -> None:
         if self._allowance is None:

@@ -1,7 +1,7 @@
 """Time-outs of many things at once: one timer of the loop for all that have the same time.
 
-A timer of its own per exchange costs more than the exchange's bytes do. All that is added to one `Deadlines` has the
-same time to live, so what was added first is due first, and only the first needs the loop's attention.
+An exchange has three times that may run out. All that is added to one `Deadlines` has the same time, so what was added
+first is due first, and only the first needs a timer of the loop.
 """
 
 import asyncio

@@ -8,8 +8,6 @@ from enum import StrEnum
 
 import msgspec
 
-from meter_proxy.usage import UsageRecord
-
 
 class Unit(StrEnum):
     """What a rule counts; the words of the configuration."""
@@ -34,23 +32,6 @@ class Charge(msgspec.Struct, frozen=True, array_like=True):
     window: str  # as in CONTRACT §2: 20260131, 2026013114, 2026W05, total, ...
     unit: Unit
     ends_at: int  # of the window, Unix seconds; 0: never
-
-
-def amount(unit: Unit, record: UsageRecord) -> int:
-    """How much of `unit` a settled exchange has used."""
-    match unit:
-        case Unit.REQUESTS:
-            return 1
-        case Unit.TOKENS:
-            return record.input_tokens + record.output_tokens
-        case Unit.INPUT_TOKENS:
-            return record.input_tokens
-        case Unit.OUTPUT_TOKENS:
-            return record.output_tokens
-        case Unit.COST_USD:
-            return record.cost_nano_usd
-        case Unit.CONCURRENT:
-            return 0
 
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400

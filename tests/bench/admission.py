@@ -2,7 +2,7 @@
 
     python -m tests.bench.admission
 
-Prints microseconds, best and median of the rounds: for a plain call and for a stream, of a key with three rules, far
+Prints microseconds, best, median and worst of the rounds: for a plain call and for a stream, of a key with three rules, far
 from its limits. Then the share of admissions that this worker could grant by itself, at several rates: from real
 admissions with a real store, arriving at random.
 """
@@ -10,11 +10,10 @@ admissions with a real store, arriving at random.
 import asyncio
 import contextlib
 import random
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from meter_proxy.ledger.store import Store
 from meter_proxy.metering.request import parse_body
 from meter_proxy.telemetry.metrics import WorkerStats
 from meter_proxy.usage import Operation
+from tests.bench.costs import Costs
 from tests.support.servers import StoreServer
 
 ROUNDS = 300
@@ -74,26 +74,6 @@ class Silent:
         return
 
 
-class Costs:
-    """Microseconds of each round, by what was done."""
-
-    def __init__(self) -> None:
-        self._rounds: dict[str, list[float]] = {}
-
-    @contextlib.contextmanager
-    def of(self, what: str) -> Iterator[None]:
-        """Time the block, which does `what` for all exchanges of a round."""
-        began_at = time.perf_counter()
-        yield
-        self._rounds.setdefault(what, []).append((time.perf_counter() - began_at) / EXCHANGES * 1e6)
-
-    def __str__(self) -> str:
-        return "\n".join(
-            f"{what:18} best {min(costs):5.2f}  median {statistics.median(costs):5.2f}"
-            for what, costs in self._rounds.items()
-        )
-
-
 def config_in(directory: Path) -> Config:
     """The configuration that is measured."""
     path = directory / "meter-proxy.yaml"
@@ -125,21 +105,21 @@ async def measure_costs(directory: Path, costs: Costs) -> None:
                 assert book.live is not None
                 book.live.credit = PLENTY
         for _ in range(ROUNDS):
-            with costs.of(f"{name}: whole"):
+            with costs.of(f"{name}: whole", EXCHANGES):
                 for _ in range(EXCHANGES):
                     grant = gate.grant_now(call)
                     assert isinstance(grant, Grant)
                     gate.headers(grant)
                     grant.release()
-            with costs.of(f"{name}: admission"):
+            with costs.of(f"{name}: admission", EXCHANGES):
                 grants = [gate.grant_now(call) for _ in range(EXCHANGES)]
-            with costs.of(f"{name}: headers"):
+            with costs.of(f"{name}: headers", EXCHANGES):
                 for grant in grants:
                     gate.headers(grant)  # type: ignore[arg-type]
-            with costs.of(f"{name}: charges"):
+            with costs.of(f"{name}: charges", EXCHANGES):
                 for grant in grants:
                     _ = grant.charges  # type: ignore[union-attr]
-            with costs.of(f"{name}: release"):
+            with costs.of(f"{name}: release", EXCHANGES):
                 for grant in grants:
                     grant.release()  # type: ignore[union-attr]
             await asyncio.sleep(0)

@@ -2,7 +2,7 @@
 
     python -m tests.bench.settle [DIRECTORY]
 
-Prints microseconds, best and worst of the rounds. DIRECTORY is on the disk to measure. An exchange has three quotas
+Prints microseconds: best, median and worst of the rounds. DIRECTORY is on the disk to measure. An exchange has three quotas
 and a price; the feed takes in blocks of records, as it does five times a second under load.
 """
 
@@ -35,6 +35,7 @@ from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics
 from meter_proxy.telemetry.servers import Server
 from meter_proxy.usage import Basis, Operation, Outcome, Usage
+from tests.bench.costs import Costs
 from tests.support.journals import open_journal
 from tests.support.records import usage_record
 
@@ -64,25 +65,6 @@ class Nowhere:
 
     async def close(self) -> None:
         return
-
-
-class Costs:
-    """Microseconds of each round, by what was done."""
-
-    def __init__(self) -> None:
-        self._rounds: dict[str, list[float]] = {}
-
-    @contextlib.contextmanager
-    def of(self, what: str, count: int) -> Any:
-        """Time the block, which does `what` so many times."""
-        began_at = time.perf_counter()
-        yield
-        self._rounds.setdefault(what, []).append((time.perf_counter() - began_at) / count * 1e6)
-
-    def __str__(self) -> str:
-        return "\n".join(
-            f"{what:12} best {min(costs):5.1f}  worst {max(costs):5.1f}" for what, costs in self._rounds.items()
-        )
 
 
 @contextlib.asynccontextmanager

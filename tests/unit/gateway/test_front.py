@@ -8,11 +8,12 @@ import pytest
 from meter_proxy.errors import ClientError
 from meter_proxy.gateway.client import PlainClient, ReplyHead
 from meter_proxy.gateway.front import HIGH_WATER_BYTES, Front, FrontDoor
-from meter_proxy.gateway.gateway import Gateway
+from meter_proxy.gateway.gateway import Gateway, Waiting
 from meter_proxy.gateway.headers import ReplyFields
 from meter_proxy.gateway.inbound import Inbound
 from meter_proxy.gateway.plain import PlainHead, PlainHeads
 from meter_proxy.gateway.replies import client_error_answer
+from meter_proxy.gateway.watch import Deadlines
 from tests.unit.gateway.plain_requests import CONFIG, request
 
 
@@ -70,8 +71,9 @@ class SlowLane(asyncio.Protocol):
 class FakeGateway:
     """Reads heads like the real one, and keeps what it is to serve."""
 
-    def __init__(self) -> None:
+    def __init__(self, stall_s: float) -> None:
         heads = PlainHeads(Inbound(CONFIG), CONFIG)
+        self.late_bodies: Deadlines[Waiting] = Deadlines(stall_s, lambda waiting: waiting.body_is_late())
         self.plain_head = lambda block: heads.read(block, 0.0)
         self.may_be_plain = heads.may_begin
         self.served: list[tuple[PlainHead, bytes]] = []
@@ -87,11 +89,11 @@ class FakeGateway:
 class Rig:
     """One connection."""
 
-    def __init__(self, **times: float) -> None:
-        self.gateway = FakeGateway()
+    def __init__(self, *, stall_s: float = 10.0, **times: float) -> None:
+        self.gateway = FakeGateway(stall_s)
         self.slow = SlowLane()
         self.transport = Transport()
-        options = {"header_timeout_s": 10.0, "stall_s": 10.0, "keep_alive_s": 10.0, **times}
+        options = {"header_timeout_s": 10.0, "keep_alive_s": 10.0, **times}
         self.door = FrontDoor(lambda: cast(Gateway, self.gateway), lambda: self.slow, **options)
         self.front = Front(self.door)
         self.front.connection_made(cast(asyncio.Transport, self.transport))
@@ -202,3 +204,24 @@ async def test_heads_bodies_and_idle_connections_have_their_time() -> None:
     assert half_body.transport.closing
     assert idle.transport.closing
     assert not idle.transport.aborted
+
+
+async def test_a_body_waits_as_long_as_the_configuration_says_now() -> None:
+    """A reload may change it; the connection is older."""
+    rig = Rig()
+    rig.say(request(b"1"))
+    rig.answered()
+    rig.gateway.late_bodies = Deadlines(0.01, lambda waiting: waiting.body_is_late())
+    rig.say(request(b"12345")[:-2])
+    await asyncio.sleep(0.05)
+    assert rig.transport.written.count(b"HTTP/1.1 408 Request Timeout\r\n") == 1
+
+
+async def test_nobody_watches_over_a_body_that_is_there_or_whose_client_is_gone() -> None:
+    """What is forgotten here would be kept for ever."""
+    whole, gone = Rig(), Rig()
+    whole.say(request(b"12345")[:-2], b"45")
+    gone.say(request(b"12345")[:-2])
+    gone.front.connection_lost(None)
+    assert len(whole.gateway.late_bodies) == len(gone.gateway.late_bodies) == 0
+    assert whole.bodies == [b"12345"]

@@ -5,9 +5,12 @@ from typing import cast
 
 import pytest
 
+from meter_proxy.errors import UpstreamTimeout
 from meter_proxy.gateway.client import Client
 from meter_proxy.gateway.http1 import Framing, ResponseHead
 from meter_proxy.gateway.relay import Relay
+from meter_proxy.gateway.upstream import UpstreamConnection
+from meter_proxy.gateway.watch import Times
 from meter_proxy.ledger.slots import Progress, SlotTable, read_live
 from meter_proxy.metering.injection import NOTHING_HIDDEN
 from meter_proxy.metering.meter import Meter, meter_for
@@ -29,6 +32,24 @@ class LooksIntoTheSlot:
     def write(self, payload: bytes, framed: bytes | None) -> None:
         (progress,) = read_live(self._directory)
         self.seen.append((payload, progress))
+
+
+class Connection:
+    """An upstream that is only closed."""
+
+    class pool:
+        name = "local"
+
+    def send(self, request: bytes, sink: object) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def has_timed_out(relay: Relay) -> bool:
+    """The upstream's time is over."""
+    return isinstance(relay.error, UpstreamTimeout)
 
 
 def make_meter(head: ResponseHead) -> Meter:
@@ -83,3 +104,30 @@ async def test_a_plain_answer_is_whole_only_when_its_usage_is_in_the_slot(relay:
     assert payload == body[50:]
     assert (progress.reading.basis, progress.reading.usage.output_tokens) == (Basis.REPORTED, 3)
     assert progress.done
+
+
+async def test_an_idle_upstream_is_noticed_after_five_quarters_of_its_time(relay: Relay, tmp_path: Path) -> None:
+    """Counted from the begin of the reply, and from each read anew."""
+    relay.open(cast(UpstreamConnection, Connection()), b"", Times(first_byte_s=60, idle_s=60, total_s=60))
+    begin(relay, LooksIntoTheSlot(tmp_path), "text/event-stream")
+    for _ in range(4):
+        relay.idle_tick(60)
+    relay.on_body(b"data: {}\n\n", None)
+    for _ in range(5):
+        relay.idle_tick(60)
+    assert not has_timed_out(relay)
+    relay.idle_tick(60)
+    assert has_timed_out(relay)
+    relay.close()
+
+
+async def test_an_upstream_that_says_nothing_after_its_head_is_idle_as_soon(relay: Relay, tmp_path: Path) -> None:
+    """Five quarters, not six."""
+    relay.open(cast(UpstreamConnection, Connection()), b"", Times(first_byte_s=60, idle_s=60, total_s=60))
+    begin(relay, LooksIntoTheSlot(tmp_path), "text/event-stream")
+    for _ in range(4):
+        relay.idle_tick(60)
+    assert not has_timed_out(relay)
+    relay.idle_tick(60)
+    assert has_timed_out(relay)
+    relay.close()
