@@ -2,9 +2,9 @@
 
     python -m tests.bench.admission
 
-Prints microseconds, best, median and worst of the rounds: for a plain call and for a stream, of a key with three rules, far
-from its limits. Then the share of admissions that this worker could grant by itself, at several rates: from real
-admissions with a real store, arriving at random.
+Prints microseconds, best, median and worst of the rounds: for a plain call and for a stream, of a key with three
+rules, far from its limits. Then the share of admissions that this worker could grant by itself, at several rates: from
+real admissions with a real store, arriving at random.
 """
 
 import asyncio

@@ -2,8 +2,8 @@
 
     python -m tests.bench.settle [DIRECTORY]
 
-Prints microseconds: best, median and worst of the rounds. DIRECTORY is on the disk to measure. An exchange has three quotas
-and a price; the feed takes in blocks of records, as it does five times a second under load.
+Prints microseconds: best, median and worst of the rounds. DIRECTORY is on the disk to measure. An exchange has three
+quotas and a price; the feed takes in blocks of records, as it does five times a second under load.
 """
 
 import asyncio
