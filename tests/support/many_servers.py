@@ -72,16 +72,9 @@ class ClusterNode(StoreServer):
     """One server of a cluster."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(installed_program("redis-server"), directory, port=_low_port())
+        super().__init__(installed_program("redis-server"), directory, port=free_port())
         self._argv += ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
         self._argv += ["--cluster-node-timeout", "1000", "--cluster-announce-ip", "127.0.0.1"]
-
-
-def _low_port() -> int:
-    """The port of the cluster's bus is 10,000 higher."""
-    while (port := free_port()) > 55_000:
-        pass
-    return port
 
 
 class Cluster:

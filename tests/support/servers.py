@@ -7,7 +7,9 @@ A missing program fails the test with what to install: the suite never skips. Ev
 its pid, also when a test failed. Output goes to a file beside the server's data, shown when it will not start.
 """
 
+import itertools
 import json
+import random
 import shutil
 import signal
 import socket
@@ -30,12 +32,23 @@ class MissingServer(Exception):
     """A program that the tests need is not installed. The message says how to get it."""
 
 
+_CANDIDATES = itertools.cycle(random.sample(range(20_000, 32_000), 12_000))
+"""Below the ports which the system gives to connections, in an order of each run's own."""
+
+
 def free_port() -> int:
-    """A loopback TCP port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A loopback TCP port that was free a moment ago, and that this run does not hand out again soon.
+
+    The system's own choice (port 0) may be the same one twice, or be a connection's a moment later.
+    """
+    for port in _CANDIDATES:
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("the cycle does not end")
 
 
 class ChildServer:
