@@ -76,7 +76,7 @@ def test_a_live_stream_is_billed_as_counted_and_crashed(killed: Killed, tmp_path
     """Every member of the record is what it would have been."""
     slot = killed.serve("a", client_request_id="mine")
     slot.answered(200)
-    slot.count(3)
+    slot.words[slot.counter] = 3
     assert killed.recover() == 1
     (record,) = iter_records(tmp_path)
     assert (record.outcome, record.basis, record.output_tokens, record.status) == ("crashed", "counted", 3, 200)
