@@ -91,6 +91,12 @@ class PlainClient(Client, Protocol):
     def end_now(self) -> None:
         """`end`."""
 
+    def cork(self) -> bool:
+        """Gather what is written, to send it as one at `uncork`; False where that is so already."""
+
+    def uncork(self) -> None:
+        """Send what was gathered, and what comes from now on at once. Idempotent."""
+
 
 class AiohttpClient(asyncio.Protocol):
     """A client whose request aiohttp has read; `response` is what aiohttp is to finish."""

@@ -111,6 +111,7 @@ class Exchange:
         """Serve the exchange of `client` to its end and settle it; what cannot be done at once goes on in a task."""
         try:
             self._attach()
+            self.relay.serve(client)
             include_usage = self._may_inject()
             running = self._gateway.identities.known_running_usage(self._pool.name) if include_usage else _OFF
             connection = self._pool.take_idle() if running is not None else None

@@ -38,6 +38,12 @@ class _Collected:
         self._status = 0
         self._body = bytearray()
 
+    def cork(self) -> bool:
+        return False
+
+    def uncork(self) -> None:
+        return
+
     def on_head(self, head: ResponseHead) -> None:
         self._status = head.status
 

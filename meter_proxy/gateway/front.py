@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from meter_proxy.gateway.gateway import Gateway, Waiting
 
 HIGH_WATER_BYTES = 65_536  # of later requests, while one is served
+MOST_CORKED_BYTES = 32_768  # gathered and unsent; less than what makes a transport say that its client is slow
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -86,6 +87,8 @@ class Front(asyncio.Protocol):
     __slots__ = (
         "_buffer",
         "_chunked",
+        "_corked",
+        "_corked_bytes",
         "_door",
         "_head",
         "_is_busy",
@@ -110,6 +113,8 @@ class Front(asyncio.Protocol):
         self._is_over = False  # ... and its reply is whole
         self._chunked = False
         self._listener: ClientListener | None = None
+        self._corked: list[bytes] | None = None  # what is gathered, to be sent as one
+        self._corked_bytes = 0
         self._is_slow = False  # it has not taken yet what was written
         self._taken: asyncio.Future[None] | None = None
         self.transport = cast(asyncio.Transport, None)
@@ -209,6 +214,8 @@ class Front(asyncio.Protocol):
         if self.transport.is_closing():
             raise ClientGone
         self._listener = listener
+        if self._is_slow:  # it has not taken all of the last reply
+            listener.on_client_slow()
 
     def begin_now(self, head: ReplyHead) -> None:
         """Send the head of the reply, without waiting."""
@@ -236,11 +243,34 @@ class Front(asyncio.Protocol):
         self.begin_now(head)
 
     def write(self, payload: bytes, framed: bytes | None) -> None:
+        data = (framed or chunk(payload)) if self._chunked else payload
+        if self._corked is not None:
+            self._send(data)
+            return
         transport = self.transport
         if not transport.is_closing():  # see _send
-            transport.write((framed or chunk(payload)) if self._chunked else payload)
+            transport.write(data)
+
+    def cork(self) -> bool:
+        if self._corked is not None:
+            return False
+        self._corked = []
+        return True
+
+    def uncork(self) -> None:
+        corked, self._corked, self._corked_bytes = self._corked, None, 0
+        if corked:
+            self._send(corked[0] if len(corked) == 1 else b"".join(corked))
 
     def _send(self, data: bytes) -> None:
+        if self._corked is not None:
+            self._corked.append(data)
+            self._corked_bytes += len(data)
+            if self._corked_bytes + self.unsent_bytes() < MOST_CORKED_BYTES:
+                return
+            # So much may be more than the client takes: that has to be noticed here, not when its reply is over.
+            data = b"".join(self._corked)
+            self._corked, self._corked_bytes = [], 0
         # A connection may be closed, and we not told yet: a closed transport of uvloop takes nothing, and says so.
         if not self.transport.is_closing():
             self.transport.write(data)
@@ -261,6 +291,7 @@ class Front(asyncio.Protocol):
             raise ClientGone
 
     def break_off(self, *, linger_s: float) -> None:
+        self.uncork()
         close_within(self.transport, linger_s)
 
     def answer(self, answer: Answer) -> None:

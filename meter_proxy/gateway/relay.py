@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 
 from meter_proxy.errors import UpstreamError, UpstreamTimeout
-from meter_proxy.gateway.client import Client, ClientGone
+from meter_proxy.gateway.client import Client, ClientGone, PlainClient
 from meter_proxy.gateway.http1 import ResponseHead
 from meter_proxy.gateway.tee import Tee
 from meter_proxy.gateway.upstream import UpstreamConnection
@@ -36,6 +36,7 @@ class Relay(Tee):
     __slots__ = (
         "_client_stall_s",
         "_connection",
+        "_corks",
         "_drain_over",
         "_early",
         "_early_bytes",
@@ -101,6 +102,7 @@ class Relay(Tee):
         self._idle_ticks = 0
         self._flushed = False
         self._drain_over = False
+        self._corks: PlainClient | None = None
 
     # The story's waits.
 
@@ -237,6 +239,17 @@ class Relay(Tee):
             self.on_client_lost()
 
     # News of the upstream.
+
+    def cork(self) -> bool:
+        return self._corks is not None and self._corks.cork()
+
+    def uncork(self) -> None:
+        if self._corks is not None:
+            self._corks.uncork()
+
+    def serve(self, client: PlainClient) -> None:
+        """`client` gets as one write what comes of one read."""
+        self._corks = client
 
     def on_head(self, head: ResponseHead) -> None:
         self.first_byte_at = perf_counter()

@@ -104,12 +104,17 @@ class Tee:
             if self._spent >= allowance.top_up_at and self._is_used_up(allowance):
                 self._stop_at_wall(b"")
             return
-        for start, end in events_in(payload):
-            whole = end - start == len(payload)
-            self._pass(payload if whole else payload[start:end], framed if whole else None)
-            if self._spent >= allowance.top_up_at and self._is_used_up(allowance):
-                self._stop_at_wall(payload[end:])
-                return
+        is_ours = self.cork()
+        try:
+            for start, end in events_in(payload):
+                whole = end - start == len(payload)
+                self._pass(payload if whole else payload[start:end], framed if whole else None)
+                if self._spent >= allowance.top_up_at and self._is_used_up(allowance):
+                    self._stop_at_wall(payload[end:])
+                    return
+        finally:
+            if is_ours:
+                self.uncork()
 
     def _is_used_up(self, allowance: Allowance) -> bool:
         """See to more, where the answer needs more; whether nothing of what is granted is left."""
@@ -207,6 +212,14 @@ class Tee:
         )
 
     # Who hears what comes of it.
+
+    def cork(self) -> bool:
+        """What is written now may go out as one, at `uncork`; False where that is so already."""
+        raise NotImplementedError
+
+    def uncork(self) -> None:
+        """Send what was gathered."""
+        raise NotImplementedError
 
     def _is_whole(self) -> bool:
         """Whether the upstream's answer has ended."""

@@ -35,6 +35,12 @@ MAX_IDLE_CONNECTIONS = 256  # kept open per upstream and worker
 class ResponseSink(Protocol):
     """Who takes one answer. Calls come in this order: head, body*, then end or broken, exactly once."""
 
+    def cork(self) -> bool:
+        """A read begins that may bring more than one of the others: what comes of them may wait for `uncork`."""
+
+    def uncork(self) -> None:
+        """It is over. Comes also where the answer is."""
+
     def on_head(self, head: ResponseHead) -> None: ...
 
     def on_body(self, payload: bytes, framed: bytes | None) -> None:
@@ -90,23 +96,32 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        if self._framing is _CHUNKED:
+        if self._framing is _CHUNKED and self._body.at_boundary:
             # The normal case of a stream: the read is one whole plain chunk. (ChunkedReader does the same
             # and everything else at four times the cost.)
-            if self._body.at_boundary:
-                end = data.find(b"\r\n", 1, 10)
-                if end > 0 and end + SIZES[data[:end]] + 4 == len(data) and data.endswith(b"\r\n"):
-                    payload = data[end + 2 : -2]
-                    if payload:
-                        self._sink.on_body(payload, data)  # type: ignore[union-attr]
-                        return
+            end = data.find(b"\r\n", 1, 10)
+            if end > 0 and end + SIZES[data[:end]] + 4 == len(data) and data.endswith(b"\r\n"):
+                payload = data[end + 2 : -2]
+                if payload:
+                    self._sink.on_body(payload, data)  # type: ignore[union-attr]
+                    return
+        sink = self._sink
+        if sink is None:
+            self.close()  # unsolicited bytes on an idle connection
+            return
+        sink.cork()
+        try:
+            self._take(data)
+        finally:
+            sink.uncork()
+
+    def _take(self, data: bytes) -> None:
+        if self._framing is _CHUNKED:
             self._chunked(data)
         elif self._head is not None:
             self._plain(data)
-        elif self._sink is not None:
-            self._await_head(data)
         else:
-            self.close()  # unsolicited bytes on an idle connection
+            self._await_head(data)
 
     def _await_head(self, data: bytes) -> None:
         self._touched = True
@@ -142,7 +157,7 @@ class UpstreamConnection(asyncio.Protocol):
         if head.framing is Framing.NONE:
             self._complete(surplus=bool(rest))
         elif rest:
-            self.data_received(rest)
+            self._take(rest)
 
     def _chunked(self, data: bytes) -> None:
         sink = self._sink

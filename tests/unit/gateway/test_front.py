@@ -2,12 +2,13 @@
 
 import asyncio
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
 from meter_proxy.errors import ClientError
 from meter_proxy.gateway.client import PlainClient, ReplyHead
-from meter_proxy.gateway.front import HIGH_WATER_BYTES, Front, FrontDoor
+from meter_proxy.gateway.front import HIGH_WATER_BYTES, MOST_CORKED_BYTES, Front, FrontDoor
 from meter_proxy.gateway.gateway import Gateway, Waiting
 from meter_proxy.gateway.headers import ReplyFields
 from meter_proxy.gateway.inbound import Inbound
@@ -31,6 +32,12 @@ class Transport:
         if self.closing:
             raise RuntimeError("the handler is closed")
         self.written += data
+
+    def keep_writes(self) -> list[bytes]:
+        """Each write from now on by itself."""
+        writes: list[bytes] = []
+        self.write = writes.append  # type: ignore[method-assign]
+        return writes
 
     def is_closing(self) -> bool:
         return self.closing
@@ -225,3 +232,57 @@ async def test_nobody_watches_over_a_body_that_is_there_or_whose_client_is_gone(
     gone.front.connection_lost(None)
     assert len(whole.gateway.late_bodies) == len(gone.gateway.late_bodies) == 0
     assert whole.bodies == [b"12345"]
+
+
+async def test_what_is_gathered_leaves_as_one() -> None:
+    """The head of the reply, its body and its end that came in one read are one write."""
+    rig = Rig()
+    writes = rig.transport.keep_writes()
+    rig.say(request(b"{}"))
+    assert rig.front.cork()
+    assert not rig.front.cork()
+    rig.front.begin_now(ReplyHead(200, "OK", ReplyFields((), b"", ""), (), None))
+    rig.front.write(b"one", None)
+    rig.front.end_now()
+    rig.front.detach()
+    assert writes == []
+    rig.front.uncork()
+    (reply,) = writes
+    assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert reply.endswith(b"3\r\none\r\n0\r\n\r\n")
+
+
+async def test_more_than_a_client_may_take_at_once_is_not_gathered() -> None:
+    """A transport must have the chance to say that its client is slow, before the reply is over."""
+    rig = Rig()
+    writes = rig.transport.keep_writes()
+    rig.say(request(b"{}"))
+    rig.front.cork()
+    rig.front.write(b"a" * MOST_CORKED_BYTES, None)
+    assert [len(write) for write in writes] == [MOST_CORKED_BYTES]
+    rig.front.write(b"b", None)
+    assert len(writes) == 1
+    rig.front.uncork()
+    assert writes[1:] == [b"b"]
+
+
+async def test_a_client_that_is_still_slow_is_slow_for_its_next_exchange() -> None:
+    """Its transport says so once only."""
+    rig = Rig()
+    rig.say(request(b"{}"))
+    rig.front.pause_writing()
+    rig.answered()
+    listener = Mock()
+    rig.front.attach(listener)
+    listener.on_client_slow.assert_called_once_with()
+
+
+async def test_what_was_gathered_leaves_before_a_break() -> None:
+    """The client gets what was counted for it."""
+    rig = Rig()
+    rig.say(request(b"{}"))
+    rig.front.cork()
+    rig.front.write(b"one", None)
+    rig.front.break_off(linger_s=1)
+    assert rig.transport.written == b"one"
+    assert rig.transport.closing
