@@ -322,7 +322,11 @@ class Metrics:
         self._servers = servers_of(config.upstreams)
         self._series.clear()
         self.key_info.configure(config)
-        self.quotas.configure(WatchedRules(config), now)
+        rules = WatchedRules(config)
+        self.quotas.configure(rules, now)
+        for rule in rules.listed:  # from 0 on: of a series that begins with 1, Prometheus never sees the increase
+            self.quota_rejections.of((rule.key, rule.rule))
+            self.quota_cutoffs.of((rule.key, rule.rule))
 
     @property
     def families(self) -> list[Family]:

@@ -14,6 +14,7 @@ from meter_proxy.telemetry.metrics import Metrics, Snapshot, WorkerStats
 from meter_proxy.telemetry.servers import Server
 from meter_proxy.usage import Basis, Operation, Outcome
 from tests.unit.telemetry.journal_records import journal_record
+from tests.unit.telemetry.quota_configs import config_with, key
 
 # The contract: every family with its type and its labels.
 OTEL = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "server_address", "server_port")
@@ -458,3 +459,13 @@ def test_the_room_for_the_books_is_shown(metrics: Metrics) -> None:
     text = metrics.render()
     assert "meter_proxy_state_dir_free_bytes 5497558138880\n" in text
     assert "meter_proxy_state_dir_size_bytes 8796093022208\n" in text
+
+
+def test_the_first_refusal_and_the_first_cut_are_an_increase(metrics: Metrics) -> None:
+    """Each rule has its counters from the start, at 0; a reload takes nothing back."""
+    config = config_with(key("alice", {"name": "daily", "tokens": 5, "per": "day"}))
+    metrics.configured(config, 0.0)
+    assert values_of(metrics.quota_rejections) == values_of(metrics.quota_cutoffs) == {("alice", "daily"): 0}
+    metrics.count(journal_record(key="alice", cut_by="k/daily"))
+    metrics.configured(config, 1.0)
+    assert values_of(metrics.quota_cutoffs) == {("alice", "daily"): 1}
