@@ -1,5 +1,6 @@
 """The configuration of Prometheus, by its own promtool; and that no alert is without a test."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,14 @@ def test_every_alert_is_tested_and_says_what_to_do(name: str) -> None:
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert rule["annotations"].keys() == {"summary", "description"}
     assert rule["annotations"]["description"].rstrip().endswith((".", "?"))
+
+
+def test_the_readme_lists_every_alert() -> None:
+    """Under the severity that it has."""
+    lines = [line for line in (RULES / "README.md").read_text().splitlines() if line.startswith("| `MeterProxy")]
+    listed: dict[str, str] = {}
+    for line in lines:
+        _, names, severities, *_ = line.split("|")
+        alerts, kinds = re.findall(r"`(\w+)`", names), severities.strip().split(", ")
+        listed |= dict(zip(alerts, kinds if len(kinds) > 1 else kinds * len(alerts), strict=True))
+    assert listed == {name: rule["labels"]["severity"] for name, rule in rules().items()}

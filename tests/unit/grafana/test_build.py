@@ -78,3 +78,13 @@ def test_provisioning_finds_the_dashboards_and_the_data_source() -> None:
     assert (source["type"], source["isDefault"]) == ("prometheus", True)
     scrape = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "prometheus.yml").read_text())
     assert source["jsonData"]["timeInterval"] == scrape["global"]["scrape_interval"]
+
+
+def test_the_readme_counts_right() -> None:
+    """Panels and queries of each dashboard."""
+    readme = (REPOSITORY / "grafana" / "README.md").read_text()
+    for path in dashboard_files():
+        shown = panels(load(path))
+        queries = sum(len(panel["targets"]) for panel in shown)
+        [line] = [line for line in readme.splitlines() if line.startswith(f"| `{path.name}`")]
+        assert line.endswith(f" | {len(shown)} | {queries} |")
