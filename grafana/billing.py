@@ -26,7 +26,7 @@ WHO = 'key=~"$key",model=~"$model"'
 HOLDER = 'key=~"$key|account:$account"'  # of a quota: a key, or an account
 GENERATES = 'operation!="embeddings"'
 TODAY, THIS_MONTH = "now/d", "now/M"
-BOOKS = " What Prometheus saw, with its small errors; bills come from the books (`meter-proxy usage`)."
+BOOKS = " What Prometheus saw, with its small errors; bills come from the books (`meter-proxy usage`), in days of UTC."
 
 
 def billing() -> Json:
@@ -39,11 +39,9 @@ def billing() -> Json:
     return dashboard(
         "meter-proxy-billing",
         "meter-proxy / Billing & quotas",
-        "Tokens and cost by account, key and model; quotas and when they run out; how the counts are known. "
-        "Days and months are UTC, as in the books.",
+        "Tokens and cost by account, key and model; quotas and when they run out; how the counts are known.",
         variables,
         [*_spent(), *_by_key(), *_quotas(), *_basis()],
-        timezone="utc",
     )
 
 
@@ -58,18 +56,30 @@ def _saved(by: str) -> str:
 def _spent() -> list[Json]:
     cached = share(grown(DETAILS, WHO, 'type="input_cached"'), grown(TOKENS, WHO, 'type="input"'))
     return [
-        stat("Cost today", "Since midnight UTC." + BOOKS, Query(grown(COST, WHO), "cost"), "currencyUSD", since=TODAY),
+        stat(
+            "Cost today",
+            "Since midnight of your time zone." + BOOKS,
+            Query(grown(COST, WHO), "cost"),
+            "currencyUSD",
+            since=TODAY,
+        ),
         stat(
             "Cost this month",
-            "Since the first of the month, UTC; Prometheus must keep its data that long." + BOOKS,
+            "Since the first of the month; Prometheus must keep its data that long." + BOOKS,
             Query(grown(COST, WHO), "cost"),
             "currencyUSD",
             since=THIS_MONTH,
         ),
-        stat("Tokens today", "Since midnight UTC." + BOOKS, Query(grown(TOKENS, WHO), "tokens"), "short", since=TODAY),
+        stat(
+            "Tokens today",
+            "Since midnight of your time zone." + BOOKS,
+            Query(grown(TOKENS, WHO), "tokens"),
+            "short",
+            since=TODAY,
+        ),
         stat(
             "Tokens this month",
-            "Since the first of the month, UTC; Prometheus must keep its data that long." + BOOKS,
+            "Since the first of the month; Prometheus must keep its data that long." + BOOKS,
             Query(grown(TOKENS, WHO), "tokens"),
             "short",
             since=THIS_MONTH,
@@ -108,8 +118,8 @@ def _by_key() -> list[Json]:
     by_account = f"sum by (account) ({grown(COST, WHO, by='key')} * on (key) group_left (account) {account_of})"
     return [
         row("Who"),
-        per_key("Keys today", "Since midnight UTC." + BOOKS, TODAY),
-        per_key("Keys this month", "Since the first of the month, UTC." + BOOKS, THIS_MONTH),
+        per_key("Keys today", "Since midnight of your time zone." + BOOKS, TODAY),
+        per_key("Keys this month", "Since the first of the month." + BOOKS, THIS_MONTH),
         timeseries(
             "Cost per hour by key",
             "The ten highest at each moment.",
@@ -161,7 +171,7 @@ def _quotas() -> list[Json]:
             "Each quota of the chosen keys and accounts; `account:NAME` is an account's. Full in: at the pace of the "
             "last hour; empty where nothing was used. Where it is full later than it is reset, it holds.",
             ["key", "rule", "unit"],
-            Column("Used", now("usage_ratio"), "percentunit"),
+            Column("Used", now("usage_ratio"), "percentunit", is_bar=True),
             Column("Amount", now("used"), "short"),
             Column("Limit", now("limit"), "short"),
             Column("Reset in", f"{now('reset_timestamp_seconds')} - time() > 0", "s"),

@@ -41,7 +41,6 @@ def latency() -> Json:
         "OpenTelemetry's histograms for model servers, errors of upstreams, what the proxy itself adds, and the store.",
         variables,
         [*_latency(), *_models(), *_upstreams(), *_ours()],
-        timezone="browser",
     )
 
 

@@ -33,7 +33,6 @@ def overview() -> Json:
         "Requests, errors, tokens, cost, latency and the health of the books.",
         [],
         [*_now(), *_traffic(), *_tokens(), *_streams(), *_books()],
-        timezone="browser",
     )
 
 
@@ -42,10 +41,9 @@ def _now() -> list[Json]:
     return [
         stat(
             "Instances up",
-            "Instances that Prometheus can scrape.",
-            Query(f"sum({select('up')})", "up"),
+            "Instances that Prometheus could scrape last.",
+            Query(f"count({select('meter_proxy_build_info')})", "up"),
             "short",
-            thresholds=[(0, RED), (1, "green")],
         ),
         stat("Requests", "All requests per second, refused ones too.", Query(rate(REQUESTS), "requests"), "reqps"),
         stat(

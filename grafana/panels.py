@@ -31,6 +31,7 @@ class Column(NamedTuple):
     title: str
     expr: str
     unit: str
+    is_bar: bool = False  # a share of 1, shown as a bar that is yellow from 80% on and red at 100%
 
 
 # PromQL.
@@ -182,8 +183,16 @@ def table(
         target["format"] = "table"
         # What the merged table calls it: a lone query's column is just "Value".
         names["Value" if len(columns) == 1 else f"Value #{target['refId']}"] = column.title
-        unit = {"id": "unit", "value": column.unit}
-        override = {"matcher": {"id": "byName", "options": column.title}, "properties": [unit]}
+        properties: list[Json] = [{"id": "unit", "value": column.unit}]
+        if column.is_bar:
+            steps = _steps([(0.8, YELLOW), (1, RED)])
+            properties += [
+                {"id": "custom.cellOptions", "value": {"type": "gauge", "mode": "basic"}},
+                {"id": "min", "value": 0},
+                {"id": "max", "value": 1},
+                {"id": "thresholds", "value": {"mode": "absolute", "steps": steps}},
+            ]
+        override = {"matcher": {"id": "byName", "options": column.title}, "properties": properties}
         panel["fieldConfig"]["overrides"].append(override)
     order = {name: index for index, name in enumerate([*labels, *names])}
     organize = {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": names}
@@ -202,8 +211,6 @@ def _panel(
     instant: bool = False,
     thresholds: Sequence[tuple[float, str]] = (),
 ) -> Json:
-    steps: list[Json] = [{"color": GREEN, "value": None}]
-    steps += [{"color": color, "value": value} for value, color in thresholds]
     targets = [
         {
             "datasource": DATASOURCE,
@@ -223,12 +230,16 @@ def _panel(
         "description": description,
         "datasource": DATASOURCE,
         "fieldConfig": {
-            "defaults": {"unit": unit, "thresholds": {"mode": "absolute", "steps": steps}},
+            "defaults": {"unit": unit, "thresholds": {"mode": "absolute", "steps": _steps(thresholds)}},
             "overrides": [],
         },
         "options": options,
         "targets": targets,
     }
+
+
+def _steps(thresholds: Sequence[tuple[float, str]]) -> list[Json]:
+    return [{"color": GREEN, "value": None}, *({"color": color, "value": value} for value, color in thresholds)]
 
 
 def _since(panel: Json, since: str) -> Json:
@@ -262,10 +273,8 @@ def chosen(name: str, label: str, query: str, *, all_value: str | None = None) -
     }
 
 
-def dashboard(
-    uid: str, title: str, description: str, variables: Sequence[Json], panels: Sequence[Json], *, timezone: str
-) -> Json:
-    """The whole document. `timezone`: `utc` where days must be those of the books, else `browser`."""
+def dashboard(uid: str, title: str, description: str, variables: Sequence[Json], panels: Sequence[Json]) -> Json:
+    """The whole document."""
     source = {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "refresh": 1}
     common = [
         chosen("job", "Job", "label_values(meter_proxy_build_info, job)", all_value=".+"),
@@ -282,7 +291,7 @@ def dashboard(
         "schemaVersion": SCHEMA_VERSION,
         "version": 1,
         "time": {"from": "now-6h", "to": "now"},
-        "timezone": timezone,
+        "timezone": "browser",  # Grafana 10 takes the `since` of a panel by the browser's clock in any case
         "refresh": "30s",
         "links": [{**links, "includeVars": True, "keepTime": True, "targetBlank": False, "icon": "external link"}],
         "templating": {"list": [source, *common, *variables]},
