@@ -5,7 +5,9 @@ Rendering is not tested: no Grafana is at hand.
 
 import asyncio
 import math
+import subprocess
 import time
+import urllib.request
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from tests.support import answers
 from tests.support.config import KEY, basic_config, write_config
 from tests.support.dashboards import (
+    DASHBOARDS,
     RULES,
     all_of,
     dashboard_files,
@@ -29,7 +32,7 @@ from tests.support.dashboards import (
 from tests.support.harms import Streams
 from tests.support.httpraw import BrokenOff, RawClient
 from tests.support.proc import ProxyProcess, running_mock_backend, running_proxy
-from tests.support.servers import PrometheusServer, StoreServer, free_port
+from tests.support.servers import PrometheusServer, StoreServer, free_port, installed_program
 from tests.support.upstream import ScriptedUpstream, UpstreamExchange
 from tests.support.waiting import until_async
 
@@ -142,7 +145,9 @@ EXCHANGES = 17  # of one round
 
 async def scraped(prometheus: PrometheusServer, requests: int) -> bool:
     """Whether Prometheus has seen so many requests, and once more after that."""
-    found = await asyncio.to_thread(prometheus.query, f"sum(meter_proxy_requests_total offset {2 * SCRAPE_S}s)")
+    # Before the first request, that counter has no series: the other one says that it was scraped.
+    counted = f"sum(meter_proxy_requests_total offset {2 * SCRAPE_S}s)"
+    found = await asyncio.to_thread(prometheus.query, f"{counted} or 0 * sum(meter_proxy_draining offset {SCRAPE_S}s)")
     return list(found.values()) == [requests]
 
 
@@ -206,6 +211,7 @@ async def test_every_query_of_every_panel_returns_data(redis_server: StoreServer
 
 async def under_load(proxy: ProxyProcess, prometheus: PrometheusServer, store: StoreServer) -> None:
     """Round after round, so that every counter grows between two scrapes; beside them one long stream."""
+    await until_async(partial(scraped, prometheus, 0), "Prometheus to see the beginning")
     since = time.time()
     long_stream = asyncio.create_task(ask(proxy.url, tokens="100000"))
     try:
@@ -216,8 +222,39 @@ async def under_load(proxy: ProxyProcess, prometheus: PrometheusServer, store: S
                 with store.client() as client:
                     client.flushall()  # it has lost everything; the workers tell it again
         await asyncio.to_thread(check, prometheus, since)
+        await asyncio.to_thread(check_exposition, proxy.admin_url)
     finally:
         long_stream.cancel()
+
+
+def check_choice(prometheus: PrometheusServer, since: float) -> None:
+    """The account that is chosen decides which keys there are, and these what is shown."""
+    path = DASHBOARDS / "meter-proxy-billing.json"
+    values = values_of_variables(prometheus, path, since)
+    of_key = next(one for one in variables(load(path)) if one["name"] == "key")
+    series, label = label_values(of_key["query"])
+    for account, keys in {"team": ["alice"], "bob.b": ["bob.b"], "(team|carol)": ["alice", "carol"]}.items():
+        chosen = {**values, "account": account}
+        found = prometheus.get(f"label/{label}/values", **{"match[]": substituted(series, chosen), "start": since})
+        assert found == keys
+        chosen["key"] = all_of(of_key, found)
+        asked = {one.ref: one.expr for one in targets(load(path)) if one.panel == "Keys today"}
+        lines = prometheus.query(substituted(asked["D"], chosen))
+        assert sorted(dict(line)["key"] for line in lines) == keys
+        asked = {one.ref: one.expr for one in targets(load(path)) if one.panel == "Quotas now"}
+        holders = {dict(line)["key"] for line in prometheus.query(substituted(asked["A"], chosen))}
+        assert holders <= {*keys, "account:team"}
+        assert ("account:team" in holders) is ("alice" in keys)
+
+
+def check_exposition(admin_url: str) -> None:
+    """Prometheus' own linter has nothing to say of what the proxy exposes by now."""
+    with urllib.request.urlopen(f"{admin_url}/metrics", timeout=5) as exposition:
+        text = exposition.read()
+    run = subprocess.run(
+        [installed_program("promtool"), "check", "metrics"], input=text, capture_output=True, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, b"", b"")
 
 
 def check(prometheus: PrometheusServer, since: float) -> None:
@@ -230,6 +267,7 @@ def check(prometheus: PrometheusServer, since: float) -> None:
     assert empty <= MAY_BE_EMPTY
     assert zero <= MAY_BE_ZERO
     assert check_tables(prometheus, since) > 10
+    check_choice(prometheus, since)
     groups = prometheus.get("rules")["groups"]
     health = {rule["name"]: (rule["health"], rule.get("lastError")) for group in groups for rule in group["rules"]}
     assert len(health) > 10

@@ -121,6 +121,7 @@ def full(metrics: Metrics, stats: WorkerStats) -> Metrics:
     stats.observe_overhead("chunk", 2e-5)
     stats.observe_sync(0.001)
     metrics.absorb("w0", stats.snapshot())
+    metrics.disk(1, 2)
     return metrics
 
 
