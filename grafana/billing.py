@@ -180,27 +180,28 @@ def _quotas() -> list[Json]:
         ),
         timeseries(
             "Left of each quota",
-            "Burns down to 0 and is full again with the next window.",
-            Query(f"clamp_min(1 - {now('usage_ratio')}, 0)", name),
+            "Burns down to 0 and is full again with the next window. At each moment the twenty with the least left.",
+            Query(f"bottomk(20, clamp_min(1 - {now('usage_ratio')}, 0))", name),
             unit="percentunit",
             most=1,
         ),
         timeseries(
             "Time to exhaustion",
-            "At the pace of the last hour, resets not considered; no line where nothing was used.",
-            Query(exhausted_in, name),
+            "At the pace of the last hour, resets not considered; no line where nothing was used. At each moment the "
+            "twenty that are exhausted first.",
+            Query(f"bottomk(20, {exhausted_in})", name),
             unit="s",
         ),
         timeseries(
             "Refused by a quota",
-            "Requests that got a 429, by the rule that refused them.",
-            Query(rate("meter_proxy_quota_rejections_total", HOLDER, by="key, rule"), name),
+            "Requests that got a 429, by the rule that refused them; the twenty highest at each moment.",
+            Query(f"topk(20, {rate('meter_proxy_quota_rejections_total', HOLDER, by='key, rule')})", name),
             unit="reqps",
         ),
         timeseries(
             "Streams cut by a quota",
-            "Streams that ended at the event which used up the last token.",
-            Query(rate("meter_proxy_quota_cutoffs_total", HOLDER, by="key, rule"), name),
+            "Streams that ended at the event which used up the last token; the twenty highest at each moment.",
+            Query(f"topk(20, {rate('meter_proxy_quota_cutoffs_total', HOLDER, by='key, rule')})", name),
             unit="cps",
         ),
     ]
