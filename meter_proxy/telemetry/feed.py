@@ -7,6 +7,7 @@ done in slices on the event loop: a thread is out of the question in a process t
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -74,6 +75,8 @@ class RecordFeed:
             keep(record, text)
             total(record)
         self._metrics.quotas.expire(time.time())
+        disk = os.statvfs(self._state_dir)
+        self._metrics.disk(disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize)
         for worker, file in self._snapshot_files.items():
             snapshot = file.read_if_new()
             if snapshot is not None:

@@ -20,6 +20,7 @@ from meter_proxy.ledger.journal import SettledRecord
 from meter_proxy.ledger.labels import OTHER
 from meter_proxy.quota.charge import KEY_HOLDER, Unit
 from meter_proxy.telemetry.exposition import Counter, Distribution, Family, Gauge, Histogram, Sum
+from meter_proxy.telemetry.key_info import KeyInfo
 from meter_proxy.telemetry.quota_gauges import QuotaGauges, QuotaState
 from meter_proxy.telemetry.quota_rules import WatchedRules
 from meter_proxy.telemetry.servers import UNKNOWN_SERVER, Server, servers_of
@@ -182,10 +183,13 @@ class _Series:
     __slots__ = (
         "cached",
         "cost",
+        "disconnected",
         "duration",
         "first_token",
         "inputs",
+        "inputs_by_basis",
         "outputs",
+        "outputs_by_basis",
         "per_token",
         "reasoning",
         "records",
@@ -200,9 +204,12 @@ class _Series:
         self.outputs = metrics.tokens.of((key, model, operation, "output"))
         self.cost = metrics.cost.of((key, model))
         self.records = metrics.usage_records.of((operation, record.basis.value))
+        self.inputs_by_basis = metrics.tokens_by_basis.of(("input", record.input_basis.value))
+        self.outputs_by_basis = metrics.tokens_by_basis.of(("output", record.basis.value))
         labels = metrics.model_server(record)
         self.duration = metrics.request_duration.of((*labels, error_type(record)))
         # Not before there is something to count: that they are there says that something was reported.
+        self.disconnected: Sum | None = None
         self.cached: Sum | None = None
         self.reasoning: Sum | None = None
         self.first_token: Distribution | None = None
@@ -241,8 +248,18 @@ class Metrics:
         self.usage_records = Counter(
             "meter_proxy_usage_records_total", "Usage records, by how the output is known.", ("operation", "basis")
         )
+        self.tokens_by_basis = Counter(
+            "meter_proxy_tokens_by_basis_total",
+            "Tokens billed, by how their number is known; the same tokens as meter_proxy_tokens_total.",
+            ("type", "basis"),
+        )
         self.disconnects = Counter(
             "meter_proxy_disconnects_total", "Clients that left before the end of their answer.", ("model", "phase")
+        )
+        self.disconnected_output = Counter(
+            "meter_proxy_disconnected_output_tokens_total",
+            "Output tokens billed of exchanges that the client left; contained in meter_proxy_tokens_total.",
+            ("key", "model"),
         )
         self.inflight = Gauge("meter_proxy_inflight_requests", "Exchanges in flight.", ("model",))
         self.quotas = QuotaGauges()
@@ -287,6 +304,11 @@ class Metrics:
             "meter_proxy_config_last_reload_successful", "Whether the last (re)load of the configuration was good."
         )
         self.build_info = Gauge("meter_proxy_build_info", "Always 1; the version is in the label.", ("version",))
+        self.key_info = KeyInfo()
+        self.state_free = Gauge(
+            "meter_proxy_state_dir_free_bytes", "What is free for the books on the disk of the state directory."
+        )
+        self.state_size = Gauge("meter_proxy_state_dir_size_bytes", "How large the disk of the state directory is.")
         self.draining = Gauge("meter_proxy_draining", "Whether the proxy is about to end and takes no new work.")
         self.upstream_up = Gauge("meter_proxy_upstream_up", "Whether an upstream answers.", ("upstream",))
 
@@ -299,7 +321,12 @@ class Metrics:
         """By this configuration is served from `now` on (Unix seconds)."""
         self._servers = servers_of(config.upstreams)
         self._series.clear()
-        self.quotas.configure(WatchedRules(config), now)
+        self.key_info.configure(config)
+        rules = WatchedRules(config)
+        self.quotas.configure(rules, now)
+        for rule in rules.listed:  # from 0 on: of a series that begins with 1, Prometheus never sees the increase
+            self.quota_rejections.of((rule.key, rule.rule))
+            self.quota_cutoffs.of((rule.key, rule.rule))
 
     @property
     def families(self) -> list[Family]:
@@ -319,11 +346,14 @@ class Metrics:
         series = self._series.get(labels)
         if series is None:
             series = self._series[labels] = _Series(self, record)
+            self.key_info.show(record.key, record.account)
         series.requests.amount += 1
         series.inputs.amount += record.input_tokens
         series.outputs.amount += record.output_tokens
         series.cost.amount += record.cost_nano_usd
         series.records.amount += 1
+        series.inputs_by_basis.amount += record.input_tokens
+        series.outputs_by_basis.amount += record.output_tokens
         series.duration.observe(record.duration_ms / 1000)
         if record.cached_input_tokens is not None:
             if series.cached is None:
@@ -338,6 +368,9 @@ class Metrics:
         if outcome is _CLIENT_DISCONNECTED:
             phase = "before_first_token" if record.ttft_ms is None else "streaming"
             self.disconnects.add((record.model_label, phase), 1)
+            if series.disconnected is None:
+                series.disconnected = self.disconnected_output.of((record.key, record.model_label))
+            series.disconnected.amount += record.output_tokens
         if record.cut_by is not None:
             holder, _, rule = record.cut_by.partition("/")
             self.quota_cutoffs.add((record.key if holder == KEY_HOLDER else f"account:{record.account}", rule), 1)
@@ -383,6 +416,11 @@ class Metrics:
         """A worker is gone: nothing of it is in flight any more. What it counted stays."""
         self._alive.discard(worker)
         self._gauge_workers()
+
+    def disk(self, free_bytes: int, size_bytes: int) -> None:
+        """So much room have the books, on a disk of this size."""
+        self.state_free.set(free_bytes)
+        self.state_size.set(size_bytes)
 
     @property
     def store_is_away(self) -> bool:

@@ -8,6 +8,7 @@
     servers.py   redis-server, valkey-server, prometheus as child processes on loopback
     proc.py      the command `meter-proxy` as a child process
     config.py    the YAML for it
+    dashboards.py, promql.py   the checked-in dashboards and what their queries ask for
     waiting.py   wait for a condition, never for a time
 
 Nothing here imports the product, except that `proc.py` runs it: the rig must not agree with a mistake.

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -177,15 +178,19 @@ class StoreServer(ChildServer):
 
 
 class PrometheusServer(ChildServer):
-    """Debian's prometheus, scraping `targets` (HOST:PORT each) every 200 ms."""
+    """Debian's prometheus, scraping `targets` (HOST:PORT each), every 200 ms unless told otherwise."""
 
-    def __init__(self, directory: Path, targets: Sequence[str]) -> None:
+    def __init__(
+        self, directory: Path, targets: Sequence[str], *, interval: str = "200ms", rules: Sequence[Path] = ()
+    ) -> None:
+        """`rules`: files of alert and recording rules, evaluated as often as it scrapes."""
         program = installed_program("prometheus")
         home = directory / "prometheus"
         home.mkdir(parents=True, exist_ok=True)
         self.url = f"http://127.0.0.1:{free_port()}"
         scrape = {"job_name": "meter-proxy", "static_configs": [{"targets": list(targets)}]}
-        settings = {"global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"}, "scrape_configs": [scrape]}
+        pace = {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval}
+        settings = {"global": pace, "scrape_configs": [scrape], "rule_files": [str(path) for path in rules]}
         config_path = home / "prometheus.json"
         config_path.write_text(json.dumps(settings))  # JSON is YAML
         listen = f"--web.listen-address={urllib.parse.urlsplit(self.url).netloc}"
@@ -202,10 +207,22 @@ class PrometheusServer(ChildServer):
 
     def query(self, promql: str) -> dict[tuple[tuple[str, str], ...], float]:
         """The instant vector of a query: sorted label pairs -> value. Blocks; no sample is an empty dict."""
-        parameters = urllib.parse.urlencode({"query": promql})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{parameters}", timeout=5) as answer:
-            found: Any = json.load(answer)["data"]["result"]
+        found = self.get("query", query=promql)["result"]
         return {tuple(sorted(sample["metric"].items())): float(sample["value"][1]) for sample in found}
+
+    def query_range(self, promql: str, start: float, end: float, step_s: float) -> list[list[float]]:
+        """The values of each series between two instants (Unix seconds)."""
+        found = self.get("query_range", query=promql, start=start, end=end, step=step_s)["result"]
+        return [[float(value) for _, value in series["values"]] for series in found]
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """`data` of a GET of its API. Blocks; AssertionError with what it says if it refuses."""
+        try:
+            query = urllib.parse.urlencode(parameters)
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=5) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as exc:
+            raise AssertionError(f"{path} {parameters}: {exc.read().decode(errors='replace')}") from None
 
 
 def installed_program(program: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -170,3 +171,11 @@ def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_snapshot_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     """The disk may be full; the traffic goes on."""
     assert not write_snapshot(WorkerStats(), tmp_path / "missing" / STATS_FILE)
+
+
+def test_the_room_for_the_books_is_that_of_their_disk(tmp_path: Path, metrics: Metrics) -> None:
+    """As df tells it: what we may write, not what root may."""
+    RecordFeed(tmp_path, metrics, workers=1).poll()
+    disk = shutil.disk_usage(tmp_path)
+    assert metrics.state_size.values == {(): disk.total}
+    assert metrics.state_free.values[()] == pytest.approx(disk.free, rel=0.01)

@@ -14,6 +14,7 @@ from meter_proxy.telemetry.metrics import Metrics, Snapshot, WorkerStats
 from meter_proxy.telemetry.servers import Server
 from meter_proxy.usage import Basis, Operation, Outcome
 from tests.unit.telemetry.journal_records import journal_record
+from tests.unit.telemetry.quota_configs import config_with, key
 
 # The contract: every family with its type and its labels.
 OTEL = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "server_address", "server_port")
@@ -24,7 +25,9 @@ CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
     "meter_proxy_token_details_total": ("counter", ("key", "model", "type")),
     "meter_proxy_cost_usd_total": ("counter", ("key", "model")),
     "meter_proxy_usage_records_total": ("counter", ("operation", "basis")),
+    "meter_proxy_tokens_by_basis_total": ("counter", ("type", "basis")),
     "meter_proxy_disconnects_total": ("counter", ("model", "phase")),
+    "meter_proxy_disconnected_output_tokens_total": ("counter", ("key", "model")),
     "meter_proxy_inflight_requests": ("gauge", ("model",)),
     "meter_proxy_quota_usage_ratio": ("gauge", RULE),
     "meter_proxy_quota_limit": ("gauge", RULE),
@@ -43,6 +46,9 @@ CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
     "meter_proxy_bad_usage_total": ("counter", ("reason",)),
     "meter_proxy_config_last_reload_successful": ("gauge", ()),
     "meter_proxy_build_info": ("gauge", ("version",)),
+    "meter_proxy_key_info": ("gauge", ("key", "account")),
+    "meter_proxy_state_dir_free_bytes": ("gauge", ()),
+    "meter_proxy_state_dir_size_bytes": ("gauge", ()),
     "meter_proxy_draining": ("gauge", ()),
     "meter_proxy_upstream_up": ("gauge", ("upstream",)),
 }
@@ -115,6 +121,7 @@ def full(metrics: Metrics, stats: WorkerStats) -> Metrics:
     stats.observe_overhead("chunk", 2e-5)
     stats.observe_sync(0.001)
     metrics.absorb("w0", stats.snapshot())
+    metrics.disk(1, 2)
     return metrics
 
 
@@ -424,3 +431,42 @@ def test_an_upstream_that_is_not_configured_any_more_is_not_down(metrics: Metric
     stats.upstream_answers("old", False)
     metrics.absorb("w0", stats.snapshot())
     assert metrics.upstream_up.values == {("local",): 0}
+
+
+def test_tokens_are_told_apart_by_how_they_are_known(metrics: Metrics) -> None:
+    """Input by its own basis; together they are all tokens."""
+    metrics.count(journal_record(input_tokens=10, output_tokens=5))
+    metrics.count(journal_record(input_tokens=3, input_basis=Basis.ESTIMATED, output_tokens=2, basis=Basis.COUNTED))
+    assert values_of(metrics.tokens_by_basis) == {
+        ("input", "reported"): 10,
+        ("output", "reported"): 5,
+        ("input", "estimated"): 3,
+        ("output", "counted"): 2,
+    }
+    assert sum(metrics.tokens_by_basis.values.values()) == sum(metrics.tokens.values.values())
+
+
+def test_what_was_generated_for_a_client_that_left_is_told(metrics: Metrics) -> None:
+    """Only for those that left; the model and the key are those of the bill."""
+    metrics.count(journal_record(key="bob", output_tokens=7))
+    metrics.count(journal_record(key="bob", output_tokens=3, outcome=Outcome.CLIENT_DISCONNECTED))
+    metrics.count(journal_record(key="bob", output_tokens=0, outcome=Outcome.CLIENT_DISCONNECTED, ttft_ms=None))
+    assert values_of(metrics.disconnected_output) == {("bob", "m1"): 3}
+
+
+def test_the_room_for_the_books_is_shown(metrics: Metrics) -> None:
+    """In bytes."""
+    metrics.disk(5 * 2**40, 8 * 2**40)
+    text = metrics.render()
+    assert "meter_proxy_state_dir_free_bytes 5497558138880\n" in text
+    assert "meter_proxy_state_dir_size_bytes 8796093022208\n" in text
+
+
+def test_the_first_refusal_and_the_first_cut_are_an_increase(metrics: Metrics) -> None:
+    """Each rule has its counters from the start, at 0; a reload takes nothing back."""
+    config = config_with(key("alice", {"name": "daily", "tokens": 5, "per": "day"}))
+    metrics.configured(config, 0.0)
+    assert values_of(metrics.quota_rejections) == values_of(metrics.quota_cutoffs) == {("alice", "daily"): 0}
+    metrics.count(journal_record(key="alice", cut_by="k/daily"))
+    metrics.configured(config, 1.0)
+    assert values_of(metrics.quota_cutoffs) == {("alice", "daily"): 1}

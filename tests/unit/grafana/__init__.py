@@ -1,0 +1,1 @@
+"""The dashboards, and the rules of Prometheus."""
