@@ -168,7 +168,29 @@ def _live(data: bytes) -> Iterator[Progress]:
             yield _progress(data, words, at)
 
 
-def _progress(data: bytes, words: memoryview, at: int) -> Progress:
+def read_some(directory: Path, first: int, limit: int) -> tuple[list[Progress], int | None]:
+    """What a running process is serving, read beside it: at most `limit` exchanges, from the slot number `first` on.
+
+    Also the number to go on with; None: that was all. The process goes on meanwhile: text that is being replaced may
+    come in parts of two, counts are of some moment in between. No mapping is kept: the file will be replaced.
+    """
+    try:
+        fd = os.open(directory / FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return [], None
+    try:
+        data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+    finally:
+        os.close(fd)
+    with data, memoryview(data) as view, view.cast("Q") as words:
+        start = _HEADER_BYTES // _WORD_BYTES
+        with words[start + first * _SLOT_WORDS :: _SLOT_WORDS] as states:
+            live = [first + place for place, state in enumerate(states.tolist()) if state == _LIVE]
+        found = [_progress(data, words, start + number * _SLOT_WORDS) for number in live[:limit]]
+        return found, live[limit] if len(live) > limit else None
+
+
+def _progress(data: bytes | mmap.mmap, words: memoryview, at: int) -> Progress:
     start = at * _WORD_BYTES + _TEXT_AT
     content_events, stage = words[at + _CONTENT_EVENTS], words[at + _STAGE]
     basis = _BASES[words[at + _BASIS]]

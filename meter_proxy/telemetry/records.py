@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from meter_proxy.ledger.books import FIELDS, DayBook
 from meter_proxy.ledger.journal import JournalRecord, SettledRecord, decode_record, without_charges
 from meter_proxy.ledger.totals import DIMENSIONS
+from meter_proxy.tasks import slices, sort
 
 MAX_RECENT = 100_000  # the most that /api/records can be asked for; some 70 MB
+SLICE = 500  # totals before the loop gets its turn: 1 ms
 SLACK = 1_000  # dropping the oldest one by one would move the whole list each time
 
 COLUMNS = tuple(DIMENSIONS)
@@ -19,7 +21,8 @@ NOTHING = [0] * len(FIELDS)
 
 Line = tuple[SettledRecord, bytes]  # a record, and its JSON in the journal
 Row = dict[str, str | int]
-Group = tuple[str, ...]  # values in the order of COLUMNS
+Group = tuple[str, ...]  # values of some columns; of all, in the order of COLUMNS
+Total = tuple[Group, list[int]]  # what was used by it, in the order of FIELDS
 # settled_at, serial (breaks ties), admitted_at, key, JSON. A plain tuple of plain values: unlike a struct
 # with enum members in it, 100,000 of these are no work for the garbage collector.
 Entry = tuple[float, int, float, str, bytes]
@@ -96,27 +99,41 @@ class UsageTotals:
     """Totals per key, model label and UTC day of admission."""
 
     def __init__(self) -> None:
-        self._books: dict[Group, DayBook] = {}
+        self._days: dict[str, dict[str, DayBook]] = {}  # day -> key -> its book
 
     def add(self, record: SettledRecord) -> None:
         """Count one record."""
-        group = (record.key, record.model_label, record.time[:10])  # as `DIMENSIONS` say
-        book = self._books.get(group)
+        day, key = record.time[:10], record.key
+        books = self._days.setdefault(day, {})
+        book = books.get(key)
         if book is None:
-            book = self._books[group] = DayBook("", "", "", "")
-        book.add(record, "")
+            book = books[key] = DayBook("", "", key, day)
+        book.add(record, record.model_label)
 
-    def after(self, day: str) -> Iterator[tuple[Group, list[int]]]:
-        """What was used on the days after `day` (`2026-01-31`; the empty text: on all days)."""
-        column = COLUMNS.index("day")
-        return ((group, book.totals[""]) for group, book in self._books.items() if group[column] > day)
+    def after(self, day: str, key: str | None = None) -> Iterator[tuple[Group, list[int]]]:
+        """What was used on the days after `day` (`2026-01-31`; the empty text: on all days); by `key` only.
+
+        Records may be added while it is read: they are in it or not.
+        """
+        for date in [date for date in self._days if date > day]:
+            books = self._days[date]
+            for book in list(books.values()) if key is None else filter(None, [books.get(key)]):
+                for label, totals in list(book.totals.items()):
+                    yield (book.key, label, date), totals
 
 
-def rows(used: Iterable[tuple[Group, list[int]]], by: Sequence[str]) -> list[Row]:
-    """Sum up: a row has the columns `by` and `books.FIELDS`. Rows are sorted by their columns."""
+async def rows(used: Iterable[tuple[Group, list[int]]], by: Sequence[str]) -> list[Total]:
+    """Sum up by the columns `by`, in slices. Sorted by their values."""
     columns = [COLUMNS.index(name) for name in by]
     sums: dict[Group, list[int]] = {}
-    for group, totals in used:
-        row = tuple(group[column] for column in columns)
-        sums[row] = [sum + part for sum, part in zip(sums.get(row, NOTHING), totals, strict=True)]
-    return [{**dict(zip(by, row, strict=True)), **dict(zip(FIELDS, sums[row], strict=True))} for row in sorted(sums)]
+    async for part in slices(used, SLICE):
+        for group, totals in part:
+            place = tuple([group[column] for column in columns])
+            sums[place] = [one + other for one, other in zip(sums.get(place, NOTHING), totals, strict=True)]
+    return await sort(sums.items())
+
+
+def as_row(total: Total, by: Sequence[str]) -> Row:
+    """A total with the columns `by` and `books.FIELDS`."""
+    group, totals = total
+    return dict(zip((*by, *FIELDS), (*group, *totals), strict=True))

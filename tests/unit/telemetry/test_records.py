@@ -1,5 +1,6 @@
 """The newest records, and totals."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 from meter_proxy.ledger.journal import JournalRecord, encode_line
 from meter_proxy.ledger.segments import unframed
 from meter_proxy.ledger.totals import summarise
-from meter_proxy.telemetry.records import SLACK, RecentRecords, UsageTotals, rows
+from meter_proxy.telemetry.records import SLACK, SLICE, RecentRecords, UsageTotals, as_row, rows
 from tests.unit.telemetry.journal_records import journal_record
 
 
@@ -115,7 +116,7 @@ def test_it_knows_how_far_back_it_can_tell_everything() -> None:
 
 
 @pytest.mark.parametrize("by", [("key", "model", "day"), ("model",), ("day", "key")])
-def test_totals_are_those_of_the_command(by: tuple[str, ...]) -> None:
+async def test_totals_are_those_of_the_command(by: tuple[str, ...]) -> None:
     """`/api/usage` and `meter-proxy usage` cannot disagree."""
     records = [
         journal_record("m1", key="alice", cached_input_tokens=3),
@@ -126,6 +127,29 @@ def test_totals_are_those_of_the_command(by: tuple[str, ...]) -> None:
     totals = UsageTotals()
     for record in records:
         totals.add(record)
-    assert rows(totals.after(""), by) == summarise(records, by)
-    assert rows(totals.after("2026-03-01"), by) == summarise(records[1:3], by)
-    assert rows(totals.after("2026-03-02"), by) == []
+
+    async def shown(day: str, key: str | None = None) -> list[dict[str, str | int]]:
+        return [as_row(total, by) for total in await rows(totals.after(day, key), by)]
+
+    assert await shown("") == summarise(records, by)
+    assert await shown("2026-03-01") == summarise(records[1:3], by)
+    assert await shown("2026-03-02") == []
+    assert await shown("", "alice") == summarise([records[0], *records[2:]], by)
+    assert await shown("", "nobody") == []
+
+
+async def test_many_totals_are_summed_in_slices_while_others_are_added() -> None:
+    """The loop is not held, and what comes meanwhile breaks nothing."""
+    totals = UsageTotals()
+    for number in range(3 * SLICE):
+        totals.add(journal_record("m1", key=f"k{number}"))
+    turns = 0
+    asked = asyncio.ensure_future(rows(totals.after(""), ("key",)))
+    while not asked.done():
+        totals.add(journal_record(f"m{turns}", key=f"late{turns}", time="2026-03-02T00:00:00.000Z"))
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns >= 6
+    found = await asked
+    assert found == sorted(found)
+    assert {f"k{number}" for number in range(3 * SLICE)} <= {group[0] for group, _ in found}
