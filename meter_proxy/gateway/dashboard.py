@@ -65,7 +65,7 @@ def _date(query: MultiMapping[str], name: str, default: date) -> date:
         return default
     try:
         found = date.fromisoformat(text)
-        if found.year < 1970:
+        if not 1970 <= found.year <= 9998:  # the next day must be one, too
             raise ValueError
     except ValueError:
         raise ClientError(400, "invalid_parameter", f"{name} must be a date such as 2026-01-31.", param=name) from None
