@@ -35,8 +35,8 @@ async def slices(items: Iterable[T], size: int) -> AsyncIterator[list[T]]:
         await asyncio.sleep(0)
 
 
-async def sort(items: Iterable[Any], size: int = 1000) -> list[Any]:
-    """Sort any number of `items`, the loop getting its turn after each `size`: 2 ms."""
+async def sort(items: Iterable[Any], size: int = 250) -> list[Any]:
+    """Sort any number of `items`, the loop getting its turn after each `size`: 1 ms."""
     runs = [sorted(part) async for part in slices(items, size)]
     return [item async for part in slices(heapq.merge(*runs), size) for item in part]
 

@@ -4,8 +4,8 @@ Nothing here holds the loop for long, however many keys there are: what is large
 """
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -22,10 +22,13 @@ from meter_proxy.telemetry.quota_board import FIELDS as QUOTA_FIELDS
 from meter_proxy.telemetry.records import MAX_RECENT, as_row
 from meter_proxy.usage import UsageRecord
 
+T = TypeVar("T")
+
 DEFAULT_LIMIT = 100
 DEFAULT_BY = "key,model,day"
-MAX_STREAMS = MAX_QUOTAS = 1_000  # made and encoded in one go: 3 ms
-BATCH = 200  # rows in one write: at most 1 ms
+MAX_QUOTAS = 1_000
+MAX_STREAMS = 500  # made and encoded in one go: 2 ms
+BATCH = 100  # rows in one write: 1 ms, as CSV 2 ms
 RECORD_FIELDS = (*UsageRecord.__struct_fields__, "model_label")
 SERVING = ("ready", "leaving")  # states of a worker whose table of exchanges is true
 
@@ -61,7 +64,7 @@ class Api:
         format = query.one_of("format", "json", "csv")
         by = query.by(DEFAULT_BY)
         totals = await self._feed.usage(by, query.since(), query.text("key"))
-        rows = (as_row(total, by) for total in totals)
+        rows = (as_row(total, by) for total in _popped(totals))
         return await send(request, "usage", format, (*by, *TOTALS), slices(rows, BATCH))
 
     async def quotas(self, request: web.Request) -> web.StreamResponse:
@@ -100,8 +103,15 @@ class Api:
         return web.Response(body=self._document, content_type="application/json")
 
 
-async def _raw(lines: Sequence[bytes]) -> AsyncIterator[list[Row]]:
-    async for part in slices(lines, BATCH):
+def _popped(items: list[T]) -> Iterator[T]:
+    """Yield the items and let each go: a million of them let go at once would hold the loop."""
+    items.reverse()
+    while items:
+        yield items.pop()
+
+
+async def _raw(lines: list[bytes]) -> AsyncIterator[list[Row]]:
+    async for part in slices(_popped(lines), BATCH):
         yield [msgspec.Raw(line) for line in part]
 
 

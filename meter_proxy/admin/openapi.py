@@ -136,7 +136,7 @@ def _reports() -> dict[str, Any]:
             "live",
             "What is going on now",
             ref("Live"),
-            [_query("limit", whole("So many streams.", minimum=1, maximum=1_000, default=100))],
+            [_query("limit", whole("So many streams.", minimum=1, maximum=500, default=100))],
         ),
         "/api/openapi.json": _get("reports", "openapi", "This document", {"type": "object"}, [], fails=()),
     }

@@ -168,26 +168,28 @@ def _live(data: bytes) -> Iterator[Progress]:
             yield _progress(data, words, at)
 
 
-def read_some(directory: Path, first: int, limit: int) -> tuple[list[Progress], int | None]:
-    """What a running process is serving, read beside it: at most `limit` exchanges, from the slot number `first` on.
+def read_some(directory: Path, first: int, count: int) -> tuple[list[Progress], bool]:
+    """What a running process is serving, read beside it: the exchanges in `count` slots from the number `first` on.
 
-    Also the number to go on with; None: that was all. The process goes on meanwhile: text that is being replaced may
-    come in parts of two, counts are of some moment in between. No mapping is kept: the file will be replaced.
+    Both are even. Also tells whether there are slots behind these. The process goes on meanwhile: text that is being
+    replaced may come in parts of two, counts are of some moment in between. No mapping is kept: the file will be
+    replaced.
     """
+    begin, length = _HEADER_BYTES + first * SLOT_BYTES, count * SLOT_BYTES
     try:
         fd = os.open(directory / FILE, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return [], None
+        return [], False
     try:
-        data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        end = os.fstat(fd).st_size
+        if begin >= end:
+            return [], False
+        data = mmap.mmap(fd, min(length, end - begin), prot=mmap.PROT_READ, offset=begin)
     finally:
         os.close(fd)
     with data, memoryview(data) as view, view.cast("Q") as words:
-        start = _HEADER_BYTES // _WORD_BYTES
-        with words[start + first * _SLOT_WORDS :: _SLOT_WORDS] as states:
-            live = [first + place for place, state in enumerate(states.tolist()) if state == _LIVE]
-        found = [_progress(data, words, start + number * _SLOT_WORDS) for number in live[:limit]]
-        return found, live[limit] if len(live) > limit else None
+        found = [_progress(data, words, at) for at in range(0, len(words), _SLOT_WORDS) if words[at + _STATE] == _LIVE]
+    return found, begin + length < end
 
 
 def _progress(data: bytes | mmap.mmap, words: memoryview, at: int) -> Progress:

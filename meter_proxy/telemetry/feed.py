@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from meter_proxy.ledger.journal import decode_settled
+from meter_proxy.ledger.journal import decode_record, decode_settled
 from meter_proxy.ledger.reading import decoded_by, iter_records, read_texts
 from meter_proxy.ledger.tail import RecordTail
 from meter_proxy.tasks import slices
@@ -102,7 +102,7 @@ class RecordFeed:
     async def records(self, limit: int, *, key: str | None = None, since: float = 0.0) -> list[bytes]:
         """The newest `limit` records as JSON, oldest first. See `RecentRecords.newest`."""
         await self._caught_up.wait()
-        return self._recent.newest(limit, key=key, since=since)
+        return await self._recent.newest(limit, key=key, since=since)
 
     async def usage(self, by: Sequence[str], since: float = 0.0, key: str | None = None) -> list[Total]:
         """Totals by `key`, `model`, `day` or some of them, of what was admitted at `since` (Unix seconds) or later."""
@@ -112,9 +112,8 @@ class RecordFeed:
         # The day that `since` cuts is counted record by record; the totals of the days after it are known.
         day = datetime.fromtimestamp(since, UTC).date().isoformat()
         cut = UsageTotals()
-        records = self._recent.since(since)
-        if records is None:
-            records = iter_records(self._state_dir, since=since)
+        lines = await self._recent.since(since)
+        records = iter_records(self._state_dir, since=since) if lines is None else map(decode_record, lines)
         async for part in slices(records, SLICE):
             for record in part:
                 if record.time.startswith(day):

@@ -19,7 +19,7 @@ from meter_proxy.tasks import slices, sort
 from meter_proxy.usage import Outcome
 
 WINDOW_S = 10
-SLICE = 200  # exchanges before the loop gets its turn: 2 ms
+SLICE = 128  # slots before the loop gets its turn: at most 2 ms
 
 
 class LiveExchange(NamedTuple):
@@ -52,10 +52,11 @@ async def in_flight(directories: Iterable[Path]) -> list[LiveExchange]:
     """All exchanges of the workers with these directories, oldest first."""
     found: list[LiveExchange] = []
     for directory in directories:
-        place: int | None = 0
-        while place is not None:
-            some, place = read_some(directory, place, SLICE)
+        place, is_more = 0, True
+        while is_more:
+            some, is_more = read_some(directory, place, SLICE)
             found += [exchange for exchange in map(_exchange, some) if exchange is not None]
+            place += SLICE
             await asyncio.sleep(0)
     order = await sort((exchange.admitted_at, number) for number, exchange in enumerate(found))
     return [found[number] for _, number in order]

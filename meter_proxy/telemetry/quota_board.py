@@ -6,7 +6,6 @@ the workers: of what they use themselves at once, of everything else when it was
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from meter_proxy.quota.charge import Unit
 from meter_proxy.tasks import slices, sort
@@ -18,14 +17,6 @@ QuotaRow = dict[str, str | int | float | list[str] | None]
 FIELDS = (
     "key", "rule", "unit", "per", "limit", "used", "reserved", "remaining", "resets_at", "warn_at", "models",
 )  # fmt: skip
-
-
-class _Entry(NamedTuple):
-    """A rule with what is taken of it."""
-
-    rule: WatchedRule
-    used: int
-    reserved: int
 
 
 class QuotaBoard:
@@ -57,24 +48,26 @@ class QuotaBoard:
         in the name of the rule, whatever its case. `now`: Unix seconds.
         """
         wanted = q.lower()
-        fullest: list[tuple[float, int, _Entry]] = []
-        unused: list[_Entry] = []
-        async for part in slices(await self._all(), SLICE):
-            for rule in part:
+        rules = await self._all()
+        fullest: list[tuple[float, int]] = []  # how full, below 0, and the number of the rule
+        unused: list[int] = []
+        async for part in slices(enumerate(rules), SLICE):
+            for number, rule in part:
                 if key is not None and rule.key != key:
                     continue
                 if wanted and wanted not in rule.key.lower() and wanted not in rule.rule.lower():
                     continue
-                entry = self._entry(rule, now)
-                taken = entry.used + entry.reserved
+                taken = sum(self._taken(rule, now))
                 if taken:
-                    fullest.append((-taken / rule.limit if rule.limit else -1.0, len(fullest), entry))
+                    fullest.append((-taken / rule.limit if rule.limit else -1.0, number))
                 else:
-                    unused.append(entry)
-        first = [entry for _, _, entry in await sort(fullest)]
+                    unused.append(number)
+        first = await sort(fullest)
         end = offset + limit
-        chosen = first[offset:end] + unused[max(0, offset - len(first)) : max(0, end - len(first))]
-        return len(first) + len(unused), [_row(entry, now) for entry in chosen]
+        chosen = [number for _, number in first[offset:end]]
+        chosen += unused[max(0, offset - len(first)) : max(0, end - len(first))]
+        rows = [self._row(rules[number], now) async for part in slices(chosen, SLICE) for number in part]
+        return len(first) + len(unused), rows
 
     async def _all(self) -> list[WatchedRule]:
         rules = self._rules
@@ -85,30 +78,30 @@ class QuotaBoard:
             self._listed = rules, found
         return self._listed[1]
 
-    def _entry(self, rule: WatchedRule, now: float) -> _Entry:
+    def _taken(self, rule: WatchedRule, now: float) -> tuple[int, int]:
+        """What is used and reserved of its present window."""
         state = self._states.get((rule.key, rule.rule, rule.unit))
         if state is None or state.window != rule.window(now).id:
-            return _Entry(rule, 0, 0)
-        return _Entry(rule, state.used, state.reserved)
+            return 0, 0
+        return state.used, state.reserved
 
-
-def _row(entry: _Entry, now: float) -> QuotaRow:
-    rule, used, reserved = entry
-    ends_at = rule.window(now).ends_at
-    values = (
-        rule.key,
-        rule.rule,
-        rule.unit.value,
-        rule.per,
-        _amount(rule, rule.limit),
-        _amount(rule, used),
-        _amount(rule, reserved),
-        _amount(rule, max(0, rule.limit - used - reserved)),
-        datetime.fromtimestamp(ends_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if ends_at else None,
-        rule.warn_at,
-        list(rule.models) if rule.models is not None else None,
-    )
-    return dict(zip(FIELDS, values, strict=True))
+    def _row(self, rule: WatchedRule, now: float) -> QuotaRow:
+        used, reserved = self._taken(rule, now)
+        ends_at = rule.window(now).ends_at
+        values = (
+            rule.key,
+            rule.rule,
+            rule.unit.value,
+            rule.per,
+            _amount(rule, rule.limit),
+            _amount(rule, used),
+            _amount(rule, reserved),
+            _amount(rule, max(0, rule.limit - used - reserved)),
+            datetime.fromtimestamp(ends_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if ends_at else None,
+            rule.warn_at,
+            list(rule.models) if rule.models is not None else None,
+        )
+        return dict(zip(FIELDS, values, strict=True))
 
 
 def _amount(rule: WatchedRule, amount: int) -> int | float:

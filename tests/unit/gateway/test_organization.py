@@ -45,7 +45,7 @@ def test_a_page_has_seven_days_unless_asked_otherwise() -> None:
     ],
 )
 def test_days_are_whole_and_the_end_is_exclusive(start: int, end: int | None, days: tuple[date, ...]) -> None:
-    report = ask(start=start, **({} if end is None else {"end_time": end}))
+    report = ask(start=start) if end is None else ask(start=start, end_time=end)
     assert (report.days, report.next_page) == (days, None)
 
 

@@ -67,7 +67,7 @@ async def test_all_are_found_oldest_first_in_slices(
     table: SlotTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of all workers, whatever slots they are in; a worker without a table serves nothing."""
-    monkeypatch.setattr(live, "SLICE", 7)
+    monkeypatch.setattr(live, "SLICE", 8)
     slots = [take(table, id=str(number), time=f"2026-03-01T12:00:{59 - number:02d}.000Z") for number in range(60)]
     for slot in slots[10:20]:
         slot.free()
