@@ -7,13 +7,14 @@ Every key counts that Redis has a day of, also one that is not configured any mo
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import date, timedelta
+from functools import lru_cache
 from os.path import commonprefix
 from typing import NamedTuple, Protocol
 
 from meter_proxy.ledger.books import FIELDS
 from meter_proxy.ledger.messages import usage_key
 
-BATCH = 40  # hashes in one go: keeps the loop for 2 ms
+BATCH = 25  # hashes in one go: keeps the loop for 2 ms
 PAUSE_S = 0.002  # after each: who serves streams has at least half of the time
 
 
@@ -50,13 +51,14 @@ async def totals_of_days(
 ) -> AsyncIterator[DayTotal]:
     """Yield what was used from the day `first` to `last`, both included, where `wanted`. Raises `StoreError`."""
     prefix = commonprefix([f"{first:%Y%m%d}", f"{last:%Y%m%d}"])  # noqa: RUF071  # of texts, not of paths
-    places: set[Place] = set()
+    places: dict[str, Place] = {}  # by name: a set of tuples would be long in growing
     async for names in store.find_keys(f"mp:{{*}}:usage:*:{prefix}*"):
-        for place in map(_place, names):
+        for name in names:
+            place = _place(name)
             if place is not None and first <= place.day <= last and wanted(place):
-                places.add(place)
+                places[name] = place
         await asyncio.sleep(0)
-    async for total in totals_at(store, list(places)):
+    async for total in totals_at(store, list(places.values())):
         yield total
 
 
@@ -88,7 +90,15 @@ def _place(name: str) -> Place | None:
 def _models(fields: Mapping[str, str]) -> dict[str, list[int]]:
     totals: dict[str, list[int]] = {}
     for name, amount in fields.items():
-        model, _, field = name.rpartition("|")
-        if field in FIELDS and amount.isdigit():  # `audit` tells what is wrong with another one
-            totals.setdefault(model, [0] * len(FIELDS))[FIELDS.index(field)] = int(amount)
+        model, column = _column(name)
+        if column is not None and amount.isdigit():  # `audit` tells what is wrong with another one
+            if model not in totals:
+                totals[model] = [0] * len(FIELDS)
+            totals[model][column] = int(amount)
     return totals
+
+
+@lru_cache(maxsize=4096)  # names are those of the model labels, which are bounded
+def _column(name: str) -> tuple[str, int | None]:
+    model, _, field = name.rpartition("|")
+    return model, FIELDS.index(field) if field in FIELDS else None
