@@ -34,6 +34,8 @@ async def send(
     if format != "json":
         response.headers["Content-Disposition"] = f'attachment; filename="{name}.{format}"'
     await response.prepare(request)
+    if request.method == "HEAD":
+        return response
     if format == "csv":
         await response.write(csv_lines([columns]).encode())
         async for rows in parts:

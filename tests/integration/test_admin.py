@@ -24,6 +24,7 @@ from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics, WorkerStats
 from meter_proxy.telemetry.quota_gauges import QuotaState
+from tests.support.httpraw import RawClient
 from tests.support.journals import open_journal
 from tests.support.records import usage_record
 from tests.support.waiting import until_async
@@ -184,6 +185,18 @@ def csv_text(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(value)
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.mark.parametrize("query", ["", "?format=csv"])
+@pytest.mark.parametrize("path", ["/api/records", "/api/usage", "/api/quotas"])
+async def test_a_report_without_its_body(client: TestClient[Any, Any], path: str, query: str) -> None:
+    """HEAD: not a byte more, or it would begin the next answer."""
+    raw = await RawClient.connect(str(client.make_url("/")).rstrip("/"))
+    async with raw:
+        response = await raw.request("HEAD", path + query)
+        assert (response.status, await response.read()) == (200, b"")
+        response = await raw.request("GET", "/healthz")
+        assert (response.status, await response.read()) == (200, b'{"status":"ok"}')
 
 
 async def test_records_as_json_lines(client: TestClient[Any, Any]) -> None:
