@@ -92,7 +92,7 @@ class Flow:
 
     def _add(self, began_at: float, tokens_from: float, now: float, input_tokens: int, output_tokens: int) -> None:
         oldest = int(now) - WINDOW_S
-        if began_at >= oldest:
+        if began_at >= oldest:  # else nobody asks for that second any more
             second = self._second(int(began_at))
             second[0] += 1
             second[1] += input_tokens

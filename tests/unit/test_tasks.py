@@ -24,7 +24,8 @@ async def test_a_long_row_is_cut_and_others_have_their_turn() -> None:
     assert [len(part) for part in parts] == [10] * 9 + [5]
     assert [item for part in parts for item in part] == list(range(95))
     assert turns >= 9
-    assert [part async for part in slices([], 10)] == []
+    nothing: list[int] = []
+    assert [part async for part in slices(nothing, 10)] == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 1003])

@@ -122,7 +122,11 @@ async def test_no_token_is_lost_or_doubled(ttft_ms: float | None) -> None:
 
 
 async def test_memory_is_bounded() -> None:
+    """However long what is settled has lasted."""
     flow = Flow()
     for second in range(1000):
         flow.settled(journal_record(duration_ms=5000.0), NOON + second)
     assert len(flow._seconds) <= 3 * WINDOW_S
+    for second in range(1000):
+        flow.settled(journal_record(duration_ms=second * 60_000.0), NOON + 1000)
+    assert len(flow._seconds) <= 4 * WINDOW_S
