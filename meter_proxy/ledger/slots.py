@@ -60,25 +60,23 @@ class Progress(NamedTuple):
 class Slot:
     """One live exchange's place. Everything here is a few stores; nothing waits."""
 
-    __slots__ = ("_at", "_free", "_taken_at", "_words")
+    __slots__ = ("_at", "_free", "_taken_at", "counter", "words")
 
     def __init__(self, words: memoryview, at: int, free: list[int]) -> None:
-        self._words = words  # of the whole table
+        """`words[counter] = N` notes that N content events have come: the plain case of `note`, for each chunk."""
+        self.words = words  # of the whole table
+        self.counter = at + _CONTENT_EVENTS
         self._at = at  # the slot's first word
         self._free = free  # where that goes in the end
         self._taken_at = perf_counter()
 
     def forwarded(self) -> None:
         """Note that the request is about to reach an upstream: from here on it may cost something."""
-        self._words[self._at + _REACHED] = 1
-
-    def count(self, content_events: int) -> None:
-        """Note that so many content events have come: the plain case, one store."""
-        self._words[self._at + _CONTENT_EVENTS] = content_events
+        self.words[self._at + _REACHED] = 1
 
     def note(self, reading: Reading, *, content_events: int, finished: bool, done: bool, failed: bool) -> None:
         """Note everything that a meter knows."""
-        words, at, usage = self._words, self._at, reading.usage
+        words, at, usage = self.words, self._at, reading.usage
         words[at + _CONTENT_EVENTS] = content_events
         basis, input_basis = reading.basis, reading.input_basis
         if basis is _RUNNING or basis is _REPORTED or input_basis is not None:
@@ -92,15 +90,15 @@ class Slot:
 
     def answered(self, status: int) -> None:
         """Note that the client is about to get a head with this status."""
-        self._words[self._at + _STATUS] = status
+        self.words[self._at + _STATUS] = status
 
     def first_token(self, at: float) -> None:
         """Note when the first token came (`time.perf_counter`)."""
-        self._words[self._at + _TTFT] = max(0, round((at - self._taken_at) * 1e6)) + 1
+        self.words[self._at + _TTFT] = max(0, round((at - self._taken_at) * 1e6)) + 1
 
     def free(self) -> None:
         """The exchange is in the journal: the slot is anybody's."""
-        self._words[self._at + _STATE] = _FREE
+        self.words[self._at + _STATE] = _FREE
         self._free.append(self._at)
 
 

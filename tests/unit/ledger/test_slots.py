@@ -57,7 +57,7 @@ def test_counts_are_there_at_once(table: SlotTable, tmp_path: Path) -> None:
     slot = take(table)
     slot.forwarded()
     slot.answered(200)
-    slot.count(7)
+    slot.words[slot.counter] = 7
     (progress,) = read_live(tmp_path)
     assert (progress.content_events, progress.status, progress.reached_upstream) == (7, 200, True)
     assert (progress.reading.basis, progress.reading.usage.output_tokens) == (Basis.COUNTED, 7)
@@ -86,7 +86,7 @@ def test_counts_go_on_after_a_note(table: SlotTable, tmp_path: Path) -> None:
     note(slot, Reading(Usage(9, 5), Basis.REPORTED, Basis.REPORTED), content_events=3, finished=True)
     slot.free()
     again = take(table)
-    again.count(1)
+    again.words[again.counter] = 1
     (progress,) = read_live(tmp_path)
     assert (progress.finished, progress.reading) == (False, Reading(Usage(output_tokens=1), Basis.COUNTED, None))
 
