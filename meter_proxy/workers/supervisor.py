@@ -6,7 +6,6 @@ believe that this task still runs.
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -140,7 +139,6 @@ class Supervisor:
         """Start everything, serve until told to stop, end everything. Raises `CannotStart`."""
         self._loop = asyncio.get_running_loop()
         self._began_at = self._loop.time()
-        gc.freeze()  # the configuration stays: a collector that goes through 10,000 keys holds a loop for 0.1 s
         self._feed = RecordFeed(self._config.state_dir, self._metrics, len(self._workers))
         self._loop.add_signal_handler(signal.SIGTERM, self._stop)
         self._loop.add_signal_handler(signal.SIGINT, self._stop)
