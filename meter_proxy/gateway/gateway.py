@@ -261,10 +261,14 @@ class Gateway:
         response.headers.extend(cors_headers(request))
         return response
 
+    def identify(self, request: web.BaseRequest) -> Caller:
+        """Who asks. Raises `ClientError`: 401."""
+        return self._inbound.identify(request, time.time())
+
     async def usage(self, request: web.Request) -> web.StreamResponse:
         """The caller's own usage and quotas."""
         try:
-            caller = self._inbound.identify(request, time.time())
+            caller = self.identify(request)
         except ClientError as exc:
             return client_error(request, exc)
         document = await self.quotas.statement(caller)

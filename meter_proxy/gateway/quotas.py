@@ -109,21 +109,11 @@ class QuotaGate:
     async def statement(self, caller: Caller) -> dict[str, Any]:
         """The caller's own usage of today, and its quotas. See `quota/statement.py`."""
         ledger, now = self._ledger, self._ledger.now()
-        entries = [
-            (rule, models, window_at(rule.per, rule.zone, now)) for rule, models in self.rules.rules_of(caller.key)
-        ]
-        seen: list[tuple[int, int]] | None = None
-        totals: dict[str, dict[str, int]] | None = None
+        lines, totals = await self.lines(caller), None
         if ledger.quotas is not None:
-            pairs = [(rule, window) for rule, _, window in entries]
-            seen = await ledger.quotas.look(pairs, caller.account)
             totals = await ledger.usage_on(
                 caller.account, caller.key_id, datetime.fromtimestamp(now, UTC).strftime("%Y%m%d")
             )
-            if seen is None:
-                seen = ledger.quotas.known(pairs, caller.account)
-        figures = seen if seen is not None else [(0, 0)] * len(entries)
-        lines = [Line(*entry, *figure) for entry, figure in zip(entries, figures, strict=True)]
         return statement(
             key=caller.key_id,
             account=caller.account,
@@ -132,6 +122,20 @@ class QuotaGate:
             totals=totals or {},
             lines=lines,
         )
+
+    async def lines(self, caller: Caller) -> list[Line]:
+        """The caller's rules and its account's, as full as they are now; while Redis is away, as far as known here."""
+        now, quotas = self._ledger.now(), self._ledger.quotas
+        entries = [
+            (rule, models, window_at(rule.per, rule.zone, now)) for rule, models in self.rules.rules_of(caller.key)
+        ]
+        if quotas is None:
+            return [Line(*entry, 0, 0) for entry in entries]
+        pairs = [(rule, window) for rule, _, window in entries]
+        figures = await quotas.look(pairs, caller.account)
+        if figures is None:
+            figures = quotas.known(pairs, caller.account)
+        return [Line(*entry, *figure) for entry, figure in zip(entries, figures, strict=True)]
 
 
 def _rates(model: ResolvedModel) -> Rates:

@@ -166,7 +166,31 @@ def _live(data: bytes) -> Iterator[Progress]:
             yield _progress(data, words, at)
 
 
-def _progress(data: bytes, words: memoryview, at: int) -> Progress:
+def read_some(directory: Path, first: int, count: int) -> tuple[list[Progress], bool]:
+    """What a running process is serving, read beside it: the exchanges in `count` slots from the number `first` on.
+
+    Both are even. Also tells whether there are slots behind these. The process goes on meanwhile: text that is being
+    replaced may come in parts of two, counts are of some moment in between. No mapping is kept: the file will be
+    replaced.
+    """
+    begin, length = _HEADER_BYTES + first * SLOT_BYTES, count * SLOT_BYTES
+    try:
+        fd = os.open(directory / FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return [], False
+    try:
+        end = os.fstat(fd).st_size
+        if begin >= end:
+            return [], False
+        data = mmap.mmap(fd, min(length, end - begin), prot=mmap.PROT_READ, offset=begin)
+    finally:
+        os.close(fd)
+    with data, memoryview(data) as view, view.cast("Q") as words:
+        found = [_progress(data, words, at) for at in range(0, len(words), _SLOT_WORDS) if words[at + _STATE] == _LIVE]
+    return found, begin + length < end
+
+
+def _progress(data: bytes | mmap.mmap, words: memoryview, at: int) -> Progress:
     start = at * _WORD_BYTES + _TEXT_AT
     content_events, stage = words[at + _CONTENT_EVENTS], words[at + _STAGE]
     basis = _BASES[words[at + _BASIS]]

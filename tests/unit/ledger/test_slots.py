@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from meter_proxy.ledger.slots import SLOT_BYTES, TEXT_BYTES, Slot, SlotTable, read_live
+from meter_proxy.ledger.slots import SLOT_BYTES, TEXT_BYTES, Slot, SlotTable, read_live, read_some
 from meter_proxy.metering.tally import Reading
 from meter_proxy.usage import Basis, Usage
 
@@ -34,6 +34,22 @@ def test_a_taken_slot_is_live_with_its_text_until_it_is_freed(table: SlotTable, 
     assert (progress.text, progress.reading.basis) == (b'{"id":"a"}', Basis.NONE)
     slot.free()
     assert read_live(tmp_path) == []
+
+
+def test_live_slots_are_read_some_at_a_time_beside_the_process(table: SlotTable, tmp_path: Path) -> None:
+    """So many slots from one on; and whether there are more. Nothing is written, no mapping kept."""
+    slots = [take(table, b"%d" % number) for number in range(4)]
+    slots[1].free()
+    before = (tmp_path / "slots").read_bytes()
+    some, is_more = read_some(tmp_path, 0, 2)
+    assert ([progress.text for progress in some], is_more) == ([b"0"], True)
+    rest, is_more = read_some(tmp_path, 2, 2)
+    assert ([progress.text for progress in rest], is_more) == ([b"2", b"3"], False)
+    assert read_some(tmp_path, 2, 100)[0] == rest
+    assert read_some(tmp_path, 4, 2) == ([], False)
+    assert (tmp_path / "slots").read_bytes() == before
+    assert Path("/proc/self/maps").read_text().count(f"{tmp_path}/slots") == 1  # the table's own
+    assert read_some(tmp_path / "nowhere", 0, 2) == ([], False)
 
 
 def test_counts_are_there_at_once(table: SlotTable, tmp_path: Path) -> None:
