@@ -12,9 +12,9 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -26,9 +26,16 @@ from tests.support.servers import StoreServer, free_port
 from tests.support.waiting import until, until_async
 
 DOCS = REPOSITORY / "deploy" / "docs"
+MACHINES = ("Several machines",)
+SMALLEST = Block(
+    DOCS, 0, "", "yaml", "", 'upstreams: {l: {base_url: "http://127.0.0.1:8000/v1"}}\nmodels: {"*": {upstream: l}}\n'
+)
 AWAY = "While Redis is away"  # of quotas.md: needs a Redis, and takes it away
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 _RESET = re.compile(r"^(x-ratelimit-reset-\w+|retry-after(?:-ms)?): .*$", re.MULTILINE | re.IGNORECASE)
+_RANDOM = re.compile(r"\b[0-9a-f]{4}\.\.\.|\b[0-9a-f]{32}\b|(?<=journal-)ID\b")  # ids of journals
+_DAY = re.compile(r"(?<=:)\d{8}\b")
+_BYTES = re.compile(r"(?<=at byte )\d+|\d+(?= bytes cannot)")
 _WINDOW = re.compile(r'"(window|day)": ?"[^"]*"')  # of GET /v1/usage
 
 
@@ -62,7 +69,10 @@ class Stage:
         return path
 
     async def shell(self, text: str) -> str:
-        """Run commands of the page with bash; what they print. They may fail: a hang-up is a failure to curl."""
+        """Run commands of the page with bash; what they print, complaints of `serve` and `repair` included.
+
+        They may fail: a hang-up is a failure to curl.
+        """
         process = await asyncio.create_subprocess_exec(
             "bash",
             "-c",
@@ -70,18 +80,32 @@ class Stage:
             cwd=self.directory,
             env={**os.environ, **self.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
         )
         async with asyncio.timeout(60):
-            out, _ = await process.communicate()
-        return out.decode()
+            out, complaints = await process.communicate()
+        said = [line for line in complaints.decode().splitlines(keepends=True) if line.startswith("meter-proxy: ")]
+        return ("".join(said) + out.decode()).replace(f"{self.directory}/", "")
+
+    async def play(self, story: Iterable[Block]) -> list[str]:
+        """Run each command, and compare what it prints with what is shown behind it; what is wrong."""
+        wrong: list[str] = []
+        printed: str | None = None
+        for block in story:
+            if block.language == "sh":
+                printed = await self.shell(block.text)
+            else:
+                assert printed is not None, f"nothing is asked before {block}"
+                wrong += [f"{block} {block.heading} {line}" for line in differences_of_output(block, printed)]
+                printed = None
+        return wrong
 
     @contextlib.asynccontextmanager
-    async def started(self, block: Block) -> AsyncIterator[ProxyProcess]:
-        """Start what the block starts in the background: mock backends, and `serve`."""
+    async def started(self, text: str) -> AsyncIterator[list[ProxyProcess]]:
+        """Start what is started in the background: mock backends, and `serve`, once or several times."""
         async with contextlib.AsyncExitStack() as stack:
-            proxy: ProxyProcess | None = None
-            for line in self.set(block.text).splitlines():
+            proxies: list[ProxyProcess] = []
+            for line in self.set(text).splitlines():
                 words = shlex.split(line)
                 if words[0] == "export":
                     for name, _, value in (word.partition("=") for word in words[1:]):
@@ -89,17 +113,14 @@ class Stage:
                     continue
                 assert (words[0], words[-1]) == ("meter-proxy", "&"), line
                 if words[1] == "serve":
-                    arguments = words[2:-1]
-                    assert arguments == ["meter-proxy.yaml"]
-                    proxy = await stack.enter_async_context(
-                        running_proxy(self.directory / arguments[0], env=self.environment)
-                    )
+                    here = [self.directory / word if (self.directory / word).exists() or word[0] == "." else word
+                            for word in words[2:-1]]  # fmt: skip
+                    proxies.append(await stack.enter_async_context(running_proxy(*here, env=self.environment)))
                 else:
                     backend = Command(words[1:-1])
                     stack.push_async_callback(backend.close)
                     await backend.printed(re.compile("serving"))
-            assert proxy is not None
-            yield proxy
+            yield proxies
 
     def newest_record(self) -> dict[str, Any]:
         """As `records --format jsonl | tail -n 1` prints it; {} where there is none."""
@@ -111,6 +132,7 @@ class Stage:
 def normal(text: str) -> str:
     """`text` without what is another thing each time."""
     text = _WINDOW.sub(r'"\1": "..."', _TIME.sub("TIME", text.replace("\r", "")))
+    text = _BYTES.sub("N", _DAY.sub("DAY", _RANDOM.sub("ID", text)))
     return _RESET.sub(lambda found: f"{found[1].lower()}: SOON", text)
 
 
@@ -144,6 +166,17 @@ def differences_of_output(block: Block, printed: str) -> list[str]:
     return [] if normal(block.text).split() == normal(printed).split() else [f": printed is\n{printed}"]
 
 
+def by_configuration(story: Iterable[Block]) -> Iterator[list[Block]]:
+    """Each configuration, and what is played with it."""
+    group: list[Block] = []
+    for block in story:
+        if block.language == "yaml" and group:
+            yield group
+            group = []
+        group.append(block)
+    yield group
+
+
 async def settled(stage: Stage, before: str | None) -> dict[str, Any]:
     """The newest record, once it is another one than `before`, and nothing is in flight."""
     return await until(
@@ -168,7 +201,7 @@ async def test_billing_case_by_case(tmp_path: Path) -> None:
     wrong: list[str] = []
     shown = 0
     asking: Block | None = None
-    async with stage.started(start):
+    async with stage.started(start.text):
         last: str | None = None
         for block in cases:
             if block.language == "sh":
@@ -193,23 +226,14 @@ async def test_quotas_by_example(tmp_path: Path) -> None:
     stage.write_config(next(block for block in rest if block.language == "yaml"))
     stage.words = words.text
     wrong: list[str] = []
-    printed: str | None = None
-    async with stage.started(start) as proxy:
-        for block in rest:
-            if block.language == "yaml":
-                stage.write_config(block)
-                async with await RawClient.connect(proxy.admin_url) as client:
-                    response = await client.request("POST", "/-/reload")
-                    assert response.status == 200, f"{block}: {await response.read()!r}"
-                await away_from_the_end_of_a_minute()
-                continue
-            if block.language == "sh":
-                assert printed is None, f"what comes before {block} shows nothing"
-                printed = await stage.shell(block.text)
-                continue
-            assert printed is not None, f"nothing is asked before {block}"
-            wrong += [f"{block} {block.heading} {line}" for line in differences_of_output(block, printed)]
-            printed = None
+    async with stage.started(start.text) as (proxy,):
+        for config, *story in by_configuration(rest):
+            stage.write_config(config)
+            async with await RawClient.connect(proxy.admin_url) as client:
+                response = await client.request("POST", "/-/reload")
+                assert response.status == 200, f"{config}: {await response.read()!r}"
+            await away_from_the_end_of_a_minute()
+            wrong += await stage.play(story)
     assert not wrong, "\n".join(wrong)
 
 
@@ -222,7 +246,7 @@ async def test_quotas_while_redis_is_away(tmp_path: Path) -> None:
         stage.ports["6379"] = str(server.port)
         stage.write_config(config)
         stage.words = words.text
-        async with stage.started(start) as proxy:
+        async with stage.started(start.text) as (proxy,):
             server.kill()
 
             async def is_known() -> bool:
@@ -230,4 +254,96 @@ async def test_quotas_while_redis_is_away(tmp_path: Path) -> None:
                     return (await client.request("GET", "/readyz")).status == 503
 
             await until_async(is_known, "Redis is known to be away")
-            assert not differences_of_output(shown, await stage.shell(asking.text))
+            assert not await stage.play([asking, shown])
+
+
+async def test_several_machines(tmp_path: Path) -> None:
+    """Two of them on one Redis: one quota, and each one's books are right."""
+    config, start, *story = [block for block in blocks(DOCS / "several-machines.md") if block.heading in MACHINES]
+    stage = Stage(tmp_path)
+    with StoreServer.redis(tmp_path) as server:
+        stage.ports["6379"] = str(server.port)
+        stage.write_config(config)
+        async with stage.started(start.text):
+            await away_from_the_end_of_a_minute()
+            assert not await stage.play(story)
+
+
+START = "meter-proxy mock-backend --listen 127.0.0.1:8000 --rate 0 &\nmeter-proxy serve meter-proxy.yaml &\n"
+ASK = (
+    "curl -sS http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' -o /dev/null "
+    """-d '{"model": "any", "messages": [{"role": "user", "content": "Hi"}]}'\n"""
+)
+
+
+async def test_backup_restore_and_another_redis(tmp_path: Path) -> None:
+    """Three requests, a backup, two more, the restore, one more: Redis knows of six, another one of the four."""
+    page = blocks(DOCS / "upgrade-and-backup.md")
+    stage = Stage(tmp_path)
+
+    def under(heading: str) -> list[Block]:
+        return [block for block in page if block.heading == heading]
+
+    wrong: list[str] = []
+    with StoreServer.redis(tmp_path) as server, StoreServer.valkey(tmp_path) as another:
+        stage.ports["6379"] = str(server.port)
+        config = next(block for block in page if block.language == "yaml")
+        stage.write_config(config)
+        async with stage.started(START):
+            await stage.shell(ASK * 3)
+            wrong += await stage.play([*under("What is in Redis"), *under("Back up")])
+            assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 3
+            await stage.shell(ASK * 2)
+        restoring, *looking = under("Restore")
+        await stage.shell(restoring.text)
+        async with stage.started(START):
+            await stage.shell(ASK)
+            wrong += await stage.play(looking)
+        assert requests_in(server) == 6
+        stage.ports["6379"] = str(another.port)
+        stage.write_config(config)
+        async with stage.started(START):
+            wrong += await stage.play(under("Another Redis"))
+        assert requests_in(another) == 4
+    assert not wrong, "\n".join(wrong)
+
+
+async def test_restore_with_the_embedded_store(tmp_path: Path) -> None:
+    """Redis begins empty, and gets everything that the copy has."""
+    backup, _ = [block for block in blocks(DOCS / "upgrade-and-backup.md", "sh") if block.heading == "Back up"]
+    restore = next(block for block in blocks(DOCS / "upgrade-and-backup.md", "sh") if block.heading == "Restore")
+    stage = Stage(tmp_path)
+    stage.write_config(SMALLEST)
+    async with stage.started(START):
+        await stage.shell(ASK * 3 + backup.text + ASK * 2)
+    await stage.shell(restore.text)
+    async with stage.started(START):
+        await stage.shell(ASK)
+        printed = await stage.shell("meter-proxy audit meter-proxy.yaml")
+    assert "4 records" in printed
+    assert "no difference" in printed
+
+
+async def test_repair(tmp_path: Path) -> None:
+    """The second of five records is damaged: the start refuses, `repair` explains, then saves the others."""
+    story = [block for block in blocks(DOCS / "upgrade-and-backup.md") if block.heading == "Repair"]
+    stage = Stage(tmp_path)
+    stage.write_config(SMALLEST)
+    async with stage.started(START):
+        await stage.shell(ASK * 5)
+    (path,) = tmp_path.glob("state/w0/journal-*/*.log")
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = lines[1].replace(b'"any"', b'"ant"', 1)
+    path.write_bytes(b"\n".join(lines))
+    (path.parent / "checkpoint").unlink()  # else the start need not look there
+    assert not await stage.play(story)
+    async with stage.started(START):
+        await stage.shell(ASK)
+    assert len((await stage.shell("meter-proxy records meter-proxy.yaml --format jsonl")).splitlines()) == 5
+
+
+def requests_in(server: StoreServer) -> int:
+    """All requests of all days and keys."""
+    with server.client() as client:
+        names = [str(name) for name in client.scan_iter("mp:*:usage:*")]
+        return sum(int(cast(Any, client).hget(name, "any|requests") or 0) for name in names)
