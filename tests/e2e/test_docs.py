@@ -10,6 +10,7 @@ from typer.main import get_command
 
 from meter_proxy.cli.main import app
 from meter_proxy.config.load import check
+from meter_proxy.telemetry.metrics import Metrics
 from tests.support.pages import REPOSITORY, Block, blocks, meter_proxy_commands, pages
 
 YAML_BLOCKS = [block for page in pages() for block in blocks(page, "yaml")]
@@ -65,6 +66,15 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if anchor:
             text = re.sub(r"^```.*?^```$", "", target.read_text(), flags=re.MULTILINE | re.DOTALL)
             assert anchor in {anchor_of(title) for title in _HEADING.findall(text)}, link
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_metric_named_exists(page: Path) -> None:
+    """As it is exposed, or as what a histogram is made of."""
+    exposed = set(re.findall(r"^# TYPE (\S+)", Metrics(version="0", servers={}).render(), re.MULTILINE))
+    exposed |= {f"{name}{suffix}" for name in exposed for suffix in ("_bucket", "_sum", "_count")}
+    named = set(re.findall(r"\b(?:meter_proxy|gen_ai_server)_\w*[a-z]\b(?![./*])", page.read_text()))
+    assert not named - exposed
 
 
 def anchor_of(title: str) -> str:

@@ -36,6 +36,7 @@ _RESET = re.compile(r"^(x-ratelimit-reset-\w+|retry-after(?:-ms)?): .*$", re.MUL
 _RANDOM = re.compile(r"\b[0-9a-f]{4}\.\.\.|\b[0-9a-f]{32}\b|(?<=journal-)ID\b")  # ids of journals
 _DAY = re.compile(r"(?<=:)\d{8}\b")
 _BYTES = re.compile(r"(?<=at byte )\d+|\d+(?= bytes cannot)")
+_STATUS = re.compile(r"^(HTTP/1\.1 \d+).*$", re.MULTILINE)  # newer Pythons have other words for some
 _WINDOW = re.compile(r'"(window|day)": ?"[^"]*"')  # of GET /v1/usage
 
 
@@ -133,6 +134,7 @@ def normal(text: str) -> str:
     """`text` without what is another thing each time."""
     text = _WINDOW.sub(r'"\1": "..."', _TIME.sub("TIME", text.replace("\r", "")))
     text = _BYTES.sub("N", _DAY.sub("DAY", _RANDOM.sub("ID", text)))
+    text = _STATUS.sub(r"\1", text)
     return _RESET.sub(lambda found: f"{found[1].lower()}: SOON", text)
 
 
@@ -267,6 +269,18 @@ async def test_several_machines(tmp_path: Path) -> None:
         async with stage.started(start.text):
             await away_from_the_end_of_a_minute()
             assert not await stage.play(story)
+
+
+async def test_troubleshooting(tmp_path: Path) -> None:
+    """Each refusal comes as it is shown, and every command runs."""
+    page = [block for block in blocks(DOCS / "troubleshooting.md") if block.language != "text"]
+    first, config, start, words, *story = page
+    stage = Stage(tmp_path)
+    stage.write_config(config)
+    stage.words = words.text
+    async with stage.started(start.text):
+        wrong = await stage.play([first, *story])
+    assert not wrong, "\n".join(wrong)
 
 
 START = "meter-proxy mock-backend --listen 127.0.0.1:8000 --rate 0 &\nmeter-proxy serve meter-proxy.yaml &\n"
