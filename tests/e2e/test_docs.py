@@ -10,7 +10,10 @@ from typer.main import get_command
 
 from meter_proxy.cli.main import app
 from meter_proxy.config.load import check
+from meter_proxy.config.reload import FIXED, FIXED_LIMITS, FIXED_REDIS
+from meter_proxy.ledger.journal import JournalRecord
 from meter_proxy.telemetry.metrics import Metrics
+from meter_proxy.usage import Basis, Operation, Outcome
 from tests.support.pages import REPOSITORY, Block, blocks, meter_proxy_commands, pages
 
 YAML_BLOCKS = [block for page in pages() for block in blocks(page, "yaml")]
@@ -75,6 +78,31 @@ def test_every_metric_named_exists(page: Path) -> None:
     exposed |= {f"{name}{suffix}" for name in exposed for suffix in ("_bucket", "_sum", "_count")}
     named = set(re.findall(r"\b(?:meter_proxy|gen_ai_server)_\w*[a-z]\b(?![./*])", page.read_text()))
     assert not named - exposed
+
+
+def words_in_code(text: str) -> set[str]:
+    """What stands in backticks."""
+    return set(re.findall(r"`([^`\s]+)`", text))
+
+
+def test_the_table_of_fields_is_whole() -> None:
+    """Every field of a record as it is printed, every outcome and every basis has its place, and no other has."""
+    table = (REPOSITORY / "deploy/docs/billing.md").read_text().partition("## The fields of a record")[2]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    fields = {name for first, _ in rows for name in words_in_code(first)}
+    assert fields == {*JournalRecord.__struct_fields__} - {"charges"}
+    explained = {name: meaning for first, meaning in rows for name in words_in_code(first)}
+    assert words_in_code(explained["outcome"]) == {*map(str, Outcome)} - {"denied"}
+    assert words_in_code(explained["basis"]) == {*map(str, Basis)} - {"tokenized"}  # which nothing makes yet
+    assert words_in_code(explained["operation"]) == set(map(str, Operation))
+
+
+def test_what_needs_a_restart_is_named() -> None:
+    """All of it, and nothing else."""
+    page = (REPOSITORY / "deploy/docs/troubleshooting.md").read_text()
+    named = page.partition("These need a restart: ")[2].partition(". Variables")[0]
+    fixed = {*FIXED, *(f"limits.{name}" for name in FIXED_LIMITS), *(f"redis.{name}" for name in FIXED_REDIS)}
+    assert words_in_code(named) == {name.removesuffix("_s") for name in fixed}
 
 
 def anchor_of(title: str) -> str:
