@@ -283,6 +283,15 @@ async def test_troubleshooting(tmp_path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+async def test_usage_api(tmp_path: Path) -> None:
+    """One request, seen in each place."""
+    config, start, *story = blocks(DOCS / "usage-api.md")
+    stage = Stage(tmp_path)
+    stage.write_config(config)
+    async with stage.started(start.text):
+        assert not await stage.play(block for block in story if "--follow" not in block.text)  # it never ends
+
+
 START = "meter-proxy mock-backend --listen 127.0.0.1:8000 --rate 0 &\nmeter-proxy serve meter-proxy.yaml &\n"
 ASK = (
     "curl -sS http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' -o /dev/null "
