@@ -48,7 +48,9 @@ def test_every_yaml_block_is_a_configuration_or_says_that_it_is_a_fragment(block
 def test_every_command_parses(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It exists, and takes these options and arguments."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "meter-proxy.yaml").touch()
+    for word in words:
+        if re.fullmatch(r"[\w-]+(\.\w+)?", word):
+            (tmp_path / word).touch()  # it may be a file that must be there
     command, name = get_command(app), "meter-proxy"
     while isinstance(command, TyperGroup) and words:
         name, *words = words
