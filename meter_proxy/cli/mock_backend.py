@@ -32,8 +32,8 @@ def command(
 ) -> None:
     """Run a fake OpenAI-compatible backend. It needs no GPU.
 
-    A request can ask for trouble by headers: x-mock-tokens: N; x-mock-first-byte-ms: N; x-mock-status: CODE;
-    x-mock-fault: error@K, reset@K, close@K or stall@K, after K events with text.
+    A request can ask for trouble by headers: x-mock-tokens: N; x-mock-cached-tokens: N; x-mock-first-byte-ms: N;
+    x-mock-status: CODE; x-mock-fault: error@K, reset@K, close@K or stall@K, after K events with text.
     """
     host, separator, port = listen.rpartition(":")
     if not separator or not port.isascii() or not port.isdigit() or int(port) > 65_535:

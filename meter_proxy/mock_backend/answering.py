@@ -135,7 +135,8 @@ class Answering:
         prompts = {choice // self._asked.choices_per_prompt for choice in choices}
         prompt_tokens = sum(self._asked.prompt_tokens[prompt] for prompt in prompts)
         output_tokens = sum(self._tokens[choice] for choice in choices)
-        return wire.usage(prompt_tokens, output_tokens, sum(self._reasoning_tokens[choice] for choice in choices))
+        reasoning_tokens = sum(self._reasoning_tokens[choice] for choice in choices)
+        return wire.usage(prompt_tokens, output_tokens, reasoning_tokens, min(self._asked.cached_tokens, prompt_tokens))
 
     def _prompt_tokens(self, choice: int) -> int:
         return self._asked.prompt_tokens[choice // self._asked.choices_per_prompt]

@@ -3,6 +3,7 @@
 | header | wish |
 | --- | --- |
 | `x-mock-tokens: N` | generate N tokens per choice, whatever max_tokens says |
+| `x-mock-cached-tokens: N` | say that so many tokens of the input came from a cache |
 | `x-mock-first-byte-ms: N` | say nothing for so long, not even a head |
 | `x-mock-status: CODE` | answer with this error status |
 | `x-mock-fault: KIND@K` | let a stream fail after K events with generated text |
@@ -66,6 +67,7 @@ class Asked:
     continuous_usage_stats: bool = False
     timings_per_token: bool = False
     has_stream_options: bool = False
+    cached_tokens: int = 0  # of the input; told with the final usage
     dimensions: int = EMBEDDING_DIMENSIONS
     base64: bool = False
     first_byte_delay_s: float = 0.0
@@ -124,6 +126,8 @@ def _wishes(headers: Mapping[str, str]) -> dict[str, Any]:
     try:
         if "x-mock-tokens" in headers:
             wishes["tokens_per_choice"] = max(0, min(int(headers["x-mock-tokens"]), MAX_TOKENS))
+        if "x-mock-cached-tokens" in headers:
+            wishes["cached_tokens"] = max(0, int(headers["x-mock-cached-tokens"]))
         if "x-mock-first-byte-ms" in headers:
             wishes["first_byte_delay_s"] = int(headers["x-mock-first-byte-ms"]) / 1000
         if "x-mock-status" in headers:

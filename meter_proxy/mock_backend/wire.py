@@ -23,13 +23,17 @@ def error(message: str, type: str, *, param: str | None = None, code: str | int 
     return {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 
-def usage(prompt_tokens: int, completion_tokens: int, reasoning_tokens: int = 0) -> dict[str, Any]:
-    """A usage object; details only when there was reasoning."""
+def usage(
+    prompt_tokens: int, completion_tokens: int, reasoning_tokens: int = 0, cached_tokens: int = 0
+) -> dict[str, Any]:
+    """A usage object; details only when there was reasoning, or a part of the input was cached."""
     counts: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+    if cached_tokens:
+        counts["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
     if reasoning_tokens:
         counts["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
     return counts

@@ -72,10 +72,11 @@ def denied(rule: Rule, window: Window, now: float) -> Denied:
 
 
 def described(rule: Rule) -> str:
-    """A limit in words: `200,000 tokens per day`."""
+    """A limit in words: `200,000 tokens per day`, `1 request per minute`."""
     if rule.unit is Unit.COST_USD:
         dollars = f"{rule.limit / NANO_USD:,.9f}".rstrip("0").rstrip(".")
         amount = f"{dollars} USD"
     else:
-        amount = f"{rule.limit:,} {rule.unit.value.replace('_', ' ')}"
+        unit = rule.unit.value.replace("_", " ")
+        amount = f"{rule.limit:,} {unit.removesuffix('s') if rule.limit == 1 else unit}"
     return f"{amount} in total" if rule.per == "total" else f"{amount} per {rule.per}"

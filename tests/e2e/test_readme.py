@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from meter_proxy.config.load import check
 from tests.support.proc import running_mock_backend
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,6 +27,7 @@ RUN_BY = {
     "curl http": "test_make_run_in_front_of",
     ".venv/bin/meter-proxy records": "test_make_run_in_front_of",
     "meter-proxy keys create": "test_configuration_commands",
+    "export ALICE_KEY": "test_configuration_commands",
     "meter-proxy check-config": "test_configuration_commands",
     "meter-proxy serve": "test_configuration_commands",
     "meter-proxy usage": "test_configuration_commands",
@@ -60,14 +60,6 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
     """A new command in the README needs a line in RUN_BY, and a test."""
     unknown = [command for command in commands() if not any(command.startswith(prefix) for prefix in RUN_BY)]
     assert not unknown
-
-
-@pytest.mark.parametrize("block", blocks("yaml"))
-def test_every_yaml_of_the_readme_is_valid(block: str, tmp_path: Path) -> None:
-    """`check-config` finds nothing."""
-    path = tmp_path / "meter-proxy.yaml"
-    path.write_text(block)
-    assert not check(path, {"ALICE_KEY": "sk-1", "OPENAI_API_KEY": "sk-2"})
 
 
 @pytest.fixture
@@ -153,7 +145,8 @@ async def test_make_run_in_front_of(project: Path, server: str) -> None:
 async def test_configuration_commands(project: Path) -> None:
     """Keys, check, serve, usage, records: with the README's own YAML."""
     (project / "meter-proxy.yaml").write_text(next(block for block in blocks("yaml") if block.startswith("listen")))
-    keys = {"ALICE_KEY": "sk-alice"}
+    name, _, secret = command_starting("export ").removeprefix("export ").partition("=")
+    keys = {name: secret}
     assert "sha256:" in await run(command_starting("meter-proxy keys create"), project)
     await run(command_starting("meter-proxy check-config"), project, keys)
     async with (
@@ -161,7 +154,7 @@ async def test_configuration_commands(project: Path) -> None:
         running(command_starting("meter-proxy serve"), project, "serving http://127.0.0.1:8080", keys),
     ):
         await run(
-            "curl -sSf http://127.0.0.1:8080/v1/chat/completions -H 'Authorization: Bearer sk-alice' "
+            f"curl -sSf http://127.0.0.1:8080/v1/chat/completions -H 'Authorization: Bearer {secret}' "
             "-H 'Content-Type: application/json' "
             """-d '{"model": "small", "messages": [{"role": "user", "content": "Hi"}]}'""",
             project,

@@ -332,6 +332,13 @@ async def test_openai_sdk_sees_reasoning() -> None:
         assert thought.usage.completion_tokens_details.reasoning_tokens == 5
 
 
+async def test_a_part_of_the_input_may_be_cached() -> None:
+    """As many tokens as wished for, but no more than the input has; nothing is said where none are."""
+    for wish, told in (("3", {"cached_tokens": 3}), ("99", {"cached_tokens": PROMPT_TOKENS}), ("0", None)):
+        async with MockBackend() as backend, answer(backend, ASK, x_mock_cached_tokens=wish) as (_, response):
+            assert (await response.json())["usage"].get("prompt_tokens_details") == told
+
+
 async def test_port_in_use_cannot_start() -> None:
     """One clear error, and stop() after it is harmless."""
     async with MockBackend() as first:

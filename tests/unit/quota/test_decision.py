@@ -59,6 +59,7 @@ def test_the_message_names_limit_rule_and_reset() -> None:
 @pytest.mark.parametrize(
     ("of", "words"),
     [
+        (rule(Unit.REQUESTS, 1, "minute"), "1 request per minute"),
         (rule(Unit.COST_USD, 20_500_000_000, "month"), "20.5 USD per month"),
         (rule(Unit.COST_USD, 1, "day"), "0.000000001 USD per day"),
         (rule(Unit.OUTPUT_TOKENS, 5, "total"), "5 output tokens in total"),
