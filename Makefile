@@ -8,7 +8,8 @@ ARGS ?=
 NODE_DIR := tests/e2e/node
 
 # Debian packages that the tests use, and one command of each that shows it is there.
-TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl
+TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl nginx:nginx \
+  haproxy:haproxy systemd-analyze:systemd
 
 .PHONY: help demo run test check soak bench bench-check bench-record format clean
 help:
@@ -77,7 +78,7 @@ venv:
 
 debian:
 	@missing=; for pair in $(TEST_COMMANDS); do \
-	  command -v $${pair%%:*} >/dev/null 2>&1 || missing="$$missing $${pair##*:}"; done; \
+	  PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} >/dev/null 2>&1 || missing="$$missing $${pair##*:}"; done; \
 	test -z "$$missing" || $(call apt_install,$$missing)
 
 # As root: install. Otherwise: say the exact line, and stop.
