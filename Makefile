@@ -11,7 +11,7 @@ NODE_DIR := tests/e2e/node
 TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl nginx:nginx \
   haproxy:haproxy systemd-analyze:systemd
 
-.PHONY: help demo run test check soak bench bench-check bench-record format clean
+.PHONY: help demo run test check soak bench bench-check bench-record lock format clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -49,6 +49,13 @@ bench-check: $(VENV)/.dev
 
 bench-record: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.check --record $(ARGS)
+
+# What the container image installs: every package with its version and hashes. Again whenever dependencies change.
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+  --no-emit-index-url --custom-compile-command 'make lock'
+lock: $(VENV)/.dev
+	$(UV_COMPILE) pyproject.toml --output-file deploy/requirements.lock
+	echo 'hatchling>=1.25' | $(UV_COMPILE) - --output-file deploy/requirements-build.lock
 
 format:
 	$(BIN)/ruff format .
