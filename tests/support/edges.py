@@ -7,7 +7,6 @@ A snippet is used as it stands, but for its two addresses: where it listens, and
 """
 
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
-from tests.support.servers import ChildServer, MissingServer, free_port, installed_program
+from tests.support.servers import ChildServer, free_port, installed_program, wheels_program
 
 SNIPPETS = Path(__file__).resolve().parents[2] / "deploy" / "edge"
 
@@ -65,7 +64,7 @@ class Edge(ChildServer):
         site = (":80 {", f"{off}:{port} {{\n\tbind 127.0.0.1")
         config = _adapted(directory, "Caddyfile", to, site)
         options = ["--adapter", "caddyfile", "--config", str(config)]
-        argv = ["/usr/bin/env", f"HOME={directory}", f"XDG_DATA_HOME={directory}", _wheels_program("caddy")]
+        argv = ["/usr/bin/env", f"HOME={directory}", f"XDG_DATA_HOME={directory}", wheels_program("caddy")]
         return cls(directory, [*argv, "run", *options], port, [*argv, "validate", *options])
 
     @classmethod
@@ -75,7 +74,7 @@ class Edge(ChildServer):
         dynamic = _adapted(directory, "traefik-dynamic.yaml", to)
         places = ('":80"', f'"127.0.0.1:{port}"'), ("/etc/traefik/dynamic.yaml", str(dynamic))
         config = _adapted(directory, "traefik.yaml", "", *places)
-        return cls(directory, [_wheels_program("traefik"), f"--configFile={config}"], port)
+        return cls(directory, [wheels_program("traefik"), f"--configFile={config}"], port)
 
     @classmethod
     def envoy(cls, directory: Path, *, to: str) -> "Edge":
@@ -83,7 +82,7 @@ class Edge(ChildServer):
         port = free_port()
         listener = ("{address: 0.0.0.0, port_value: 80}", f"{{address: 127.0.0.1, port_value: {port}}}")
         config = _adapted(directory, "envoy.yaml", to, listener)
-        argv = [_wheels_program("envoy"), "--config-path", str(config), "--disable-hot-restart", "--concurrency", "1"]
+        argv = [wheels_program("envoy"), "--config-path", str(config), "--disable-hot-restart", "--concurrency", "1"]
         return cls(directory, argv, port, [*argv, "--mode", "validate"])
 
     def start(self) -> None:
@@ -123,11 +122,3 @@ def _adapted(directory: Path, name: str, to: str, *places: tuple[str, str]) -> P
     path = directory / name
     path.write_text(text)
     return path
-
-
-def _wheels_program(name: str) -> str:
-    """A program that a wheel has put beside the interpreter. Raises MissingServer."""
-    path = Path(sys.executable).parent / name
-    if not path.is_file():
-        raise MissingServer(f"the tests need {name} of the dev extra: pip install -e '.[dev]' (`make test` does it)")
-    return str(path)

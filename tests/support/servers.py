@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -214,6 +215,14 @@ def installed_program(program: str) -> str:
     if path is None:
         raise MissingServer(f"the tests need {program}: sudo apt-get install {program} (`make test` does it)")
     return path
+
+
+def wheels_program(name: str) -> str:
+    """A program that a wheel has put beside the interpreter. Raises MissingServer."""
+    path = Path(sys.executable).parent / name
+    if not path.is_file():
+        raise MissingServer(f"the tests need {name} of the dev extra: pip install -e '.[dev]' (`make test` does it)")
+    return str(path)
 
 
 def _valkey_program() -> str:
