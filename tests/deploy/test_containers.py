@@ -40,9 +40,8 @@ async def test_what_the_container_runs() -> None:
     (health,) = re.findall(r"^HEALTHCHECK (?:.*\\\n)?\s*CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
     assert json.loads(entrypoint) == ["meter-proxy"]
     assert json.loads(health)[:2] == ["meter-proxy", "healthcheck"]
-    serve, config, option, state_dir = json.loads(command)
-    assert (serve, option) == ("serve", "--state-dir")
-    code, _, err = await run_command(serve, config, option, state_dir)
+    serve, config = json.loads(command)
+    code, _, err = await run_command(serve, config)
     assert (code, "cannot read the file" in err) == (2, True)  # all that is missing here is the file
 
 

@@ -1,18 +1,19 @@
 """deploy/systemd/meter-proxy.service, looked at by systemd-analyze. No systemd runs it here."""
 
-import configparser
+import hashlib
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from meter_proxy.config.schema import Limits
+from meter_proxy.config.load import check, load_config
 from meter_proxy.workers.supervisor import KILL_AFTER_S
 from tests.support.proc import REPOSITORY
 from tests.support.servers import installed_program, wheels_program
 
 UNIT = REPOSITORY / "deploy" / "systemd" / "meter-proxy.service"
+CONFIGURATION = UNIT.with_name("meter-proxy.yaml")
 PROGRAM = "/opt/meter-proxy/bin/meter-proxy"
 MOST_EXPOSED = 15  # tenths of systemd's points from 0 (safe) to 10
 
@@ -50,11 +51,26 @@ def test_it_is_sandboxed(unit: Path) -> None:
     assert analyze(*arguments, str(unit)).returncode != 0
 
 
-def test_it_waits_for_streams_to_end() -> None:
-    """The time to stop is above the time to drain, and to settle what was cut."""
-    unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read_string(UNIT.read_text())
-    service = unit["Service"]
-    assert float(service["TimeoutStopSec"].removesuffix("s")) >= Limits().drain_timeout_s + KILL_AFTER_S
-    assert (service["Type"], service["KillMode"]) == ("notify", "mixed")
+def directives(name: str) -> list[str]:
+    """The values of a directive, which may be there several times."""
+    return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+
+
+def test_its_configuration_has_the_credentials_that_the_unit_loads(tmp_path: Path) -> None:
+    """check-config finds nothing where the credentials are as systemd lays them out; the unit's times fit it."""
+    for credential in directives("LoadCredential"):
+        name, _, path = credential.partition(":")
+        assert path == f"/etc/meter-proxy/credentials/{name}"
+        (tmp_path / name).write_text(f"sk-{name}\n")
+    environment = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert check(CONFIGURATION, environment) == []
+    config = load_config(CONFIGURATION, environment)
+    (directory,) = directives("StateDirectory")
+    assert str(config.state_dir) == f"/var/lib/{directory}"
+    (key,) = config.keys
+    assert key.secret_sha256 == (hashlib.sha256(b"sk-first-key").digest(),)
+    assert config.listen.is_loopback  # TLS is the edge's
+    (stop,) = directives("TimeoutStopSec")
+    assert float(stop.removesuffix("s")) >= config.limits.drain_timeout_s + KILL_AFTER_S
+    assert directives("Type") == ["notify"]
+    assert directives("KillMode") == ["mixed"]  # the parent tells its workers itself

