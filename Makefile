@@ -8,9 +8,10 @@ ARGS ?=
 NODE_DIR := tests/e2e/node
 
 # Debian packages that the tests use, and one command of each that shows it is there.
-TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl ps:procps
+TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl nginx:nginx \
+  haproxy:haproxy systemd-analyze:systemd ps:procps
 
-.PHONY: help demo run test check soak bench bench-check bench-record format clean
+.PHONY: help demo run test check soak bench bench-check bench-record lock format clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -49,6 +50,13 @@ bench-check: $(VENV)/.dev
 bench-record: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.check --record $(ARGS)
 
+# What the container image installs: every package with its version and hashes. Again whenever dependencies change.
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+  --no-emit-index-url --custom-compile-command 'make lock'
+lock: $(VENV)/.dev
+	$(UV_COMPILE) pyproject.toml --output-file deploy/requirements.lock
+	echo 'hatchling>=1.25' | $(UV_COMPILE) - --output-file deploy/requirements-build.lock
+
 format:
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -77,7 +85,7 @@ venv:
 
 debian:
 	@missing=; for pair in $(TEST_COMMANDS); do \
-	  command -v $${pair%%:*} >/dev/null 2>&1 || missing="$$missing $${pair##*:}"; done; \
+	  PATH="$$PATH:/usr/sbin" command -v $${pair%%:*} >/dev/null 2>&1 || missing="$$missing $${pair##*:}"; done; \
 	test -z "$$missing" || $(call apt_install,$$missing)
 
 # As root: install. Otherwise: say the exact line, and stop.

