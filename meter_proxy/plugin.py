@@ -20,6 +20,7 @@ from pathlib import Path
 from aiohttp import web
 
 from meter_proxy import __version__
+from meter_proxy.admin.page import Page
 from meter_proxy.admin.readiness import note_of_outage
 from meter_proxy.config.load import load_config
 from meter_proxy.config.reload import refuse_fixed_changes
@@ -195,6 +196,8 @@ def install(app: web.Application, installed: MeterProxy) -> None:
             app.router.add_options(path, _preflight)
         app.router.add_get(prefix + USAGE, _usage)
         app.router.add_options(prefix + USAGE, _preflight)
+    if installed.config.usage_page:
+        Page("usage.html", api_prefix=installed.config.path_prefixes[0]).add_to(app.router, USAGE)
     app.on_shutdown.append(installed.drain)
     app.cleanup_ctx.append(installed.running)
 

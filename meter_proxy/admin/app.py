@@ -1,15 +1,16 @@
 """The routes of the admin listener.
 
-GET  /                        what there is, for people
+GET  /  /static/...           the usage page (see page.py)
+GET  /about.json              what the page needs to know of this proxy
 GET  /metrics                 Prometheus
 GET  /healthz  /readyz        alive; able to serve (503 and the reasons if not)
 GET  /api/records /api/usage /api/live
 POST /-/reload
 """
 
+import heapq
 import time
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Protocol
 
 import msgspec
@@ -18,12 +19,13 @@ from aiohttp.typedefs import Handler
 
 from meter_proxy.admin import readiness
 from meter_proxy.admin.guard import error, guard
+from meter_proxy.admin.page import Page
 from meter_proxy.errors import ConfigError
 from meter_proxy.ledger.totals import parse_by, parse_since
 from meter_proxy.telemetry.exposition import CONTENT_TYPE
 from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics
-from meter_proxy.telemetry.records import MAX_RECENT
+from meter_proxy.telemetry.records import MAX_RECENT, Row
 
 DEFAULT_LIMIT = 100
 DEFAULT_BY = "key,model,day"
@@ -38,6 +40,15 @@ class WorkerState(msgspec.Struct, frozen=True):
     pid: int | None
     state: str
     restarts: int
+
+
+class About(msgspec.Struct, frozen=True):
+    """What the usage page writes into its examples. `models`: names that can be asked for as they stand."""
+
+    version: str
+    base_url: str
+    models: list[str]
+    needs_key: bool
 
 
 class Proxy(Protocol):
@@ -56,6 +67,9 @@ class Proxy(Protocol):
     def uptime_s(self) -> float:
         """Since when it runs."""
 
+    def about(self) -> About:
+        """What callers have to know of it."""
+
     async def reload(self) -> None:
         """Read the configuration again and serve by it; `ConfigError`, and nothing changed, if it is not good."""
 
@@ -72,7 +86,8 @@ def build(metrics: Metrics, feed: RecordFeed, proxy: Proxy, *, admin_token: str 
     """The admin application. It reads the clock only for `since=7d`."""
     admin = Admin(metrics, feed, proxy)
     app = web.Application(middlewares=[_errors, guard(admin_token)])
-    app.router.add_get("/", admin.page)
+    Page("index.html").add_to(app.router, "/")
+    app.router.add_get("/about.json", admin.about)
     app.router.add_get("/metrics", admin.metrics)
     app.router.add_get("/healthz", admin.healthz)
     app.router.add_get("/readyz", admin.readyz)
@@ -91,11 +106,10 @@ class Admin:
         self._metrics = metrics
         self._feed = feed
         self._proxy = proxy
-        self._page = files("meter_proxy.admin").joinpath("static/index.html").read_bytes()
 
-    async def page(self, request: web.Request) -> web.Response:
-        """A list of links."""
-        return web.Response(body=self._page, content_type="text/html", charset="utf-8")
+    async def about(self, request: web.Request) -> web.Response:
+        """What callers have to know of this proxy."""
+        return _json(self._proxy.about())
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Prometheus' text format."""
@@ -124,13 +138,16 @@ class Admin:
         return response
 
     async def usage(self, request: web.Request) -> web.Response:
-        """Totals."""
-        query = _parameters(request, "by", "since")
+        """Totals; with `top`, only so many rows: the most expensive, then the largest, first."""
+        query = _parameters(request, "by", "since", "top")
         try:
             by = parse_by(query.get("by", DEFAULT_BY))
         except ValueError as exc:
             raise BadParameter("by", str(exc)) from exc
-        return _json({"data": await self._feed.usage(by, _since(query.get("since")))})
+        rows = await self._feed.usage(by, _since(query.get("since")))
+        if (top := query.get("top")) is None:
+            return _json({"data": rows})
+        return _json({"total": len(rows), "data": heapq.nlargest(_limit(top, "top"), rows, key=_weight)})
 
     async def live(self, request: web.Request) -> web.Response:
         """What is going on now."""
@@ -166,12 +183,16 @@ def _parameters(request: web.Request, *known: str) -> dict[str, str]:
     return {name: value for name, value in query.items() if value}
 
 
-def _limit(text: str | None) -> int:
+def _limit(text: str | None, name: str = "limit") -> int:
     if text is None:
         return DEFAULT_LIMIT
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MAX_RECENT):
-        raise BadParameter("limit", f"limit must be a whole number from 1 to {MAX_RECENT}.")
+        raise BadParameter(name, f"{name} must be a whole number from 1 to {MAX_RECENT}.")
     return int(text)
+
+
+def _weight(row: Row) -> tuple[int, int]:
+    return int(row["cost_nano_usd"]), int(row["input_tokens"]) + int(row["output_tokens"])
 
 
 def _since(text: str | None) -> float:
@@ -206,7 +227,6 @@ async def _sign(request: web.Request, response: web.StreamResponse) -> None:
     """Tell nobody which server this is; let no browser guess types, frame the page or keep an answer."""
     response.headers.popall("Server", None)
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Content-Security-Policy"] = (
-        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-    )
-    response.headers["Cache-Control"] = "no-store"
+    # The page has its own.
+    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    response.headers.setdefault("Cache-Control", "no-store")
