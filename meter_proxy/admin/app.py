@@ -86,7 +86,7 @@ def build(metrics: Metrics, feed: RecordFeed, proxy: Proxy, *, admin_token: str 
     """The admin application. It reads the clock only for `since=7d`."""
     admin = Admin(metrics, feed, proxy)
     app = web.Application(middlewares=[_errors, guard(admin_token)])
-    Page("index.html").add_to(app.router, "/")
+    Page("index.html", needs_token="no" if admin_token is None else "yes").add_to(app.router, "/")
     app.router.add_get("/about.json", admin.about)
     app.router.add_get("/metrics", admin.metrics)
     app.router.add_get("/healthz", admin.healthz)

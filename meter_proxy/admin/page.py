@@ -7,6 +7,7 @@ with the credential that the reader gave. Files are read once; a browser asks ea
 
 import gzip
 import hashlib
+import re
 from html import escape
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -53,11 +54,11 @@ class File(NamedTuple):
 class Page:
     """One page and the files that it loads."""
 
-    def __init__(self, name: str, *, api_prefix: str = "") -> None:
-        """`name` is the HTML file; `api_prefix` takes the place of `{{api_prefix}}` in it."""
+    def __init__(self, name: str, **facts: str) -> None:
+        """`name` is the HTML file; each of `facts` takes the place of its name in double braces there."""
         folder = files("meter_proxy.admin").joinpath("static")
-        html = folder.joinpath(name).read_bytes()
-        self._page = File.of(name, html.replace(b"{{api_prefix}}", escape(api_prefix).encode()))
+        html = folder.joinpath(name).read_text("utf-8")
+        self._page = File.of(name, re.sub(r"{{(\w+)}}", lambda fact: escape(facts[fact[1]]), html).encode())
         self._files = {path: File.of(path, entry.read_bytes()) for path, entry in _walk(folder)}
 
     def add_to(self, router: web.UrlDispatcher, path: str) -> None:

@@ -8,6 +8,7 @@ streams come and go, quotas fill up and change places. The same numbers come out
 
 import random
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -32,18 +33,19 @@ DAYS = 30
 class BusyAdmin:
     """The answers. `asked` counts them by path."""
 
-    def __init__(self, *, keys: int, token: str | None = None) -> None:
-        """With a `token` everything but the page itself wants it."""
+    def __init__(self, *, keys: int, token: str | None = None, without: Collection[str] = ()) -> None:
+        """With a `token` everything but the page itself wants it. `without`: parts of `/api/` that are not there."""
         self.keys = [_name(number) for number in range(keys)]
         self.token = token
+        self.without = frozenset(without)
         self.asked: dict[str, int] = {}
         self._random = random.Random(7)
 
     def app(self) -> web.Application:
         """The application; close it as any other."""
         app = web.Application(middlewares=[self._admit])
-        Page("index.html").add_to(app.router, "/")
-        for path in ("live", "quotas", "usage", "records"):
+        Page("index.html", needs_token="yes" if self.token else "no").add_to(app.router, "/")
+        for path in sorted({"live", "quotas", "usage", "records"} - self.without):
             app.router.add_get(f"/api/{path}", getattr(self, f"_{path}"))
         app.router.add_get("/about.json", self._about)
         return app

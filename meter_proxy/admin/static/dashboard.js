@@ -15,7 +15,8 @@ const TOP = 100; // rows by key and by model that are fetched
 const at = (id) => document.getElementById(id);
 const source = new Source("meter-proxy-admin-token");
 
-gate(source, { knock: () => source.json("about.json"), enter });
+const needsToken = document.querySelector("meta[name=needs-token]").content === "yes";
+gate(source, { knock: () => source.json("about.json"), enter, always: needsToken });
 
 function enter(about) {
   const example = {

@@ -47,9 +47,7 @@ function quotaRow(pick) {
     : element("span", { class: "name" });
   const rule = element("span", { class: "rule" });
   const share = element("span", { class: "share" });
-  const used = element("span", { class: "used" });
-  const held = element("span", { class: "held" });
-  const meter = element("div", { class: "meter", role: "meter", "aria-valuemin": "0", "aria-valuemax": "100" }, used, held);
+  const meter = element("div", { class: "meter", role: "meter", "aria-valuemin": "0", "aria-valuemax": "100" });
   const figures = element("span", { class: "figures" });
   const resets = element("span", { class: "resets" });
   const node = element("li", { class: "quota" },
@@ -71,8 +69,8 @@ function quotaRow(pick) {
     setAttribute(rule, "title", quota.rule + onModels);
     setText(share, `${percent}%`);
     node.dataset.level = level(quota);
-    used.style.width = `${shareOf(quota.used)}%`;
-    held.style.width = `${Math.min(100 - shareOf(quota.used), shareOf(quota.reserved))}%`;
+    meter.style.setProperty("--used", `${shareOf(quota.used)}%`);
+    meter.style.setProperty("--held", `${Math.min(100, shareOf(quota.used) + shareOf(quota.reserved))}%`);
     setAttribute(meter, "aria-valuenow", Math.min(100, percent));
     setAttribute(meter, "aria-label", `${quota.key} ${quota.rule}`);
     const reserved = Number(quota.reserved) > 0 && quota.unit !== "concurrent" ? ` + ${amount(quota.reserved, quota.unit)} reserved` : "";
