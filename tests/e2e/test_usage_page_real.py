@@ -9,6 +9,7 @@ from playwright.async_api import Browser, expect
 
 from tests.support.browser import PHONE, Visit, browsing
 from tests.support.config import ENVIRONMENT, KEY, basic_config, write_config
+from tests.support.httpraw import RawClient
 from tests.support.proc import ProxyProcess, running_mock_backend, running_proxy
 
 TOKEN = "an-admin-token"
@@ -72,6 +73,15 @@ async def test_operator_sees_what_was_just_used(browser: Browser, proxy: ProxyPr
     await expect(page.locator(".tile strong").first).to_contain_text("tokens")
     # Parts that a proxy does not have are told in the page, and by the browser in its console.
     assert [line for line in await visit.complaints() if "404" not in line] == []
+
+
+async def test_page_of_holders_is_off_unless_switched_on(tmp_path: Path) -> None:
+    """No word of it on the public listener."""
+    async with running_mock_backend() as backend:
+        config = write_config(tmp_path, basic_config(backend, tmp_path))
+        async with running_proxy(config, env=ENVIRONMENT) as proxy, await RawClient.connect(proxy.url) as client:
+            for path in ("/usage", "/usage/static/page.css"):
+                assert (await client.request("GET", path)).status == 404
 
 
 async def test_holder_of_a_key_sees_what_is_left(browser: Browser, proxy: ProxyProcess) -> None:
