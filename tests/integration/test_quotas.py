@@ -315,7 +315,7 @@ async def test_a_caller_sees_its_own_last_days(start: StartProxy, shared_store: 
     name = members["keys"][0]["id"]
     proxy, _ = await start(Streams(answers.chat_stream("a", output_tokens=1)), **members)
     days = {ago: datetime.now(UTC).date() - timedelta(days=ago) for ago in (0, 3, 29, 30)}
-    fields = {"m|requests": 2, "m|input_tokens": 5, "m|output_tokens": 7, "m|cost_nano_usd": 4_200_000}
+    fields: dict[Any, Any] = {"m|requests": 2, "m|input_tokens": 5, "m|output_tokens": 7, "m|cost_nano_usd": 4_200_000}
     async with Redis.from_url(shared_store) as redis:
         for ago in (3, 29, 30):
             await redis.hset(f"mp:{{{name}}}:usage:{name}:{days[ago]:%Y%m%d}", mapping=fields)

@@ -1,6 +1,6 @@
 // Streams while they run, and exchanges that are over.
 
-import { clock, compact, dollars, rate, span, whole, words } from "./format.js";
+import { clock, compact, dollars, exactDollars, rate, span, whole, words } from "./format.js";
 import { element, Rows, setAttribute, setText } from "./dom.js";
 
 export const LIVE_ROWS = 8;
@@ -99,6 +99,7 @@ function recordRow(pick) {
     setText(tokens, `${compact(record.output_tokens)} out`);
     setAttribute(tokens, "title", `${whole(record.input_tokens)} in (${record.input_basis}), ${whole(record.output_tokens)} out (${record.basis})`);
     setText(rest, `${compact(record.input_tokens)} in · ${dollars(record.cost_nano_usd / 1e9)}`);
+    setAttribute(rest, "title", exactDollars(record.cost_nano_usd));
     setText(outcome, words(record.outcome));
     outcome.dataset.level = LEVEL[record.outcome] ?? "full";
     setText(basis, record.basis);

@@ -20,22 +20,26 @@ export const whole = (number) => WHOLE.format(number);
 /** 12.34 -> "12.3"; 1234.5 -> "1,235" */
 export const rate = (number) => (number < 100 ? number.toFixed(1) : compact(Math.round(number)));
 
-/** Dollars: two decimals, more where the amount is so small that they would hide it. */
+/** Dollars: two decimals; two or three digits of what is so small that these would hide it. */
 export function dollars(usd) {
   if (usd === 0) return "$0";
   if (Math.abs(usd) >= 10_000) return "$" + COMPACT.format(usd);
-  const decimals = Math.abs(usd) >= 1 ? 2 : Math.min(9, 2 - Math.floor(Math.log10(Math.abs(usd))));
+  const size = Math.floor(Math.log10(Math.abs(usd)));
+  const decimals = size >= 0 ? 2 : Math.min(9, (size < -2 ? 1 : 2) - size);
   const text = usd.toFixed(decimals);
   return "$" + (decimals > 2 ? text.replace(/(\.\d\d\d*?)0+$/, "$1") : text.replace(/\B(?=(\d{3})+(?=\.))/g, ","));
 }
 
+/** Nano-dollars as dollars, with all digits. */
+export const exactDollars = (nano) => "$" + (nano / 1e9).toFixed(9).replace(/\.?0+$/, "");
+
 /** An amount of a rule's unit, short: "12.3k", "$4.20". */
 export const amount = (number, unit) => (unit === "cost_usd" ? dollars(Number(number)) : compact(Number(number)));
 
-/** "tokens per day", "per month" (of dollars), "at once" */
+/** "tokens / day", "/ month" (of dollars), "at once" */
 export function unitPer(unit, per) {
   const name = UNITS[unit] ?? "";
-  const often = per === null || unit === "concurrent" ? "" : per === "total" ? "in total" : `per ${per}`;
+  const often = per === null || unit === "concurrent" ? "" : per === "total" ? "in total" : `/ ${per}`;
   return [name, often].filter(Boolean).join(" ");
 }
 

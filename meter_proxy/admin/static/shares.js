@@ -1,6 +1,6 @@
 // Who used how much: one row a key or a model, with its share as a bar behind it.
 
-import { compact, dollars, whole } from "./format.js";
+import { compact, dollars, exactDollars, whole } from "./format.js";
 import { element, Pager, Rows, setAttribute, setText } from "./dom.js";
 
 export const SHARE_ROWS = 7;
@@ -66,6 +66,7 @@ function shareRow(column, pick) {
       setAttribute(cell, "title", whole(number));
     }
     setText(cost, dollars(item.cost_nano_usd / 1e9));
+    setAttribute(cost, "title", exactDollars(item.cost_nano_usd));
   }
   return { node, show };
 }
