@@ -22,7 +22,7 @@ export class DaysChart {
     this.total = 0;
     this.plot = null;
     this.frame = element("div", { class: "plot", tabindex: "0", role: "group", "aria-describedby": "days-read" });
-    this.read = element("p", { class: "read", id: "days-read", "aria-live": "polite" });
+    this.read = element("p", { class: "read", id: "days-read" });
     this.empty = element("p", { class: "empty", text: "No tokens in the last 30 days.", hidden: true });
     container.append(element("div", { class: "rows-frame" }, this.frame, this.empty), this.read);
     legend.append(element("span", { class: "key input", text: "input" }), element("span", { class: "key output", text: "output" }));
@@ -57,7 +57,7 @@ export class DaysChart {
       {
         ...this.size(),
         tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
-        padding: [12, 6, 0, 0],
+        padding: [12, 16, 0, 0],
         legend: { show: false },
         cursor: { y: false, drag: { x: false, y: false }, points: { show: false } },
         hooks: { setCursor: [(plot) => this.hover(plot.cursor.idx)] },
@@ -113,8 +113,9 @@ export class DaysChart {
   readOut() {
     const day = this.days[this.at ?? this.days.length - 1];
     if (!day) return;
+    setAttribute(this.read, "aria-live", this.at === null ? null : "polite"); // not each time that figures change
     const name = new Date(Date.parse(day.day)).toLocaleDateString("en-GB", { weekday: "short", day: "numeric", month: "short", timeZone: "UTC" });
-    setText(this.read, `${name}: ${whole(day.input_tokens)} in, ${whole(day.output_tokens)} out, ${dollars(day.cost_nano_usd / 1e9)}, ${whole(day.requests)} requests`);
+    setText(this.read, `${name}: ${whole(day.input_tokens)} in, ${whole(day.output_tokens)} out, ${dollars(day.cost_nano_usd / 1e9)}, ${whole(day.requests)} request${day.requests === 1 ? "" : "s"}`);
   }
 }
 

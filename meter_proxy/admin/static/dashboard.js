@@ -1,7 +1,7 @@
 // The operator's page, on the admin listener.
 
 import { DaysChart } from "./chart.js";
-import { element, setText } from "./dom.js";
+import { element, setAttribute, setText } from "./dom.js";
 import { Live, LIVE_ROWS, Records, RECORD_ROWS } from "./exchanges.js";
 import { rate, span, utcDay, whole } from "./format.js";
 import { QUOTA_ROWS, Quotas } from "./quotas.js";
@@ -175,6 +175,7 @@ class Status {
 
   write() {
     const [failure] = this.failures;
+    setAttribute(this.node, "aria-live", failure ? "polite" : null); // not the uptime
     this.node.dataset.level = failure ? "full" : this.isReady ? "good" : "warn";
     setText(this.node, failure ? `${failure[0]}: no answer (${failure[1]}), trying on` : this.said);
   }

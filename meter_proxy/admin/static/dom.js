@@ -13,6 +13,17 @@ export function element(tag, attributes = {}, ...children) {
   return node;
 }
 
+/** A text in two lengths, the short one for narrow screens. One node each: what follows another node would move. */
+export function twoLengths(attributes) {
+  const long = element("span", { class: "wide" });
+  const short = element("span", { class: "narrow" });
+  function show(longText, shortText) {
+    setText(long, longText);
+    setText(short, shortText);
+  }
+  return { node: element("span", attributes, long, short), show };
+}
+
 /** Writes only what has changed. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;

@@ -1,7 +1,7 @@
 // Streams while they run, and exchanges that are over.
 
 import { clock, compact, dollars, exactDollars, rate, span, whole, words } from "./format.js";
-import { element, Rows, setAttribute, setText } from "./dom.js";
+import { element, Rows, setAttribute, setText, twoLengths } from "./dom.js";
 
 export const LIVE_ROWS = 8;
 export const RECORD_ROWS = 8;
@@ -84,12 +84,12 @@ function recordRow(pick) {
   const time = element("time");
   const lasted = element("span", { class: "note" });
   const tokens = element("span");
-  const rest = element("span", { class: "note" });
+  const rest = twoLengths({ class: "note" });
   const outcome = element("span", { class: "outcome" });
   const basis = element("span", { class: "note" });
   const node = element("li", { class: "exchange record" },
     element("div", { class: "stack when" }, time, lasted), caller.node,
-    element("div", { class: "stack number" }, tokens, rest), element("div", { class: "stack" }, outcome, basis));
+    element("div", { class: "stack number" }, tokens, rest.node), element("div", { class: "stack" }, outcome, basis));
   function show(record) {
     caller.show(record);
     setText(time, clock(record.time, Date.now()));
@@ -98,8 +98,9 @@ function recordRow(pick) {
     setText(lasted, span(record.duration_ms));
     setText(tokens, `${compact(record.output_tokens)} out`);
     setAttribute(tokens, "title", `${whole(record.input_tokens)} in (${record.input_basis}), ${whole(record.output_tokens)} out (${record.basis})`);
-    setText(rest, `${compact(record.input_tokens)} in · ${dollars(record.cost_nano_usd / 1e9)}`);
-    setAttribute(rest, "title", exactDollars(record.cost_nano_usd));
+    const input = `${compact(record.input_tokens)} in`;
+    rest.show(`${input} · ${dollars(record.cost_nano_usd / 1e9)}`, input);
+    setAttribute(rest.node, "title", exactDollars(record.cost_nano_usd));
     setText(outcome, words(record.outcome));
     outcome.dataset.level = LEVEL[record.outcome] ?? "full";
     setText(basis, record.basis);

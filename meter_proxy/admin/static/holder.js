@@ -23,7 +23,7 @@ async function enter(first) {
   const totals = new Totals(at("totals"), () => show());
   const chart = new DaysChart(at("days"), at("days-legend"));
   const quotas = new Quotas(at("quotas"));
-  const byModel = new Shares(at("by-model"), "model");
+  const byModel = new Shares(at("by-model"), "model", { count: 4 });
   const status = at("status");
 
   function show() {

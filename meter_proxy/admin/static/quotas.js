@@ -1,7 +1,7 @@
 // Quota bars: how full each rule is, and when it is empty again.
 
 import { amount, countdown, unitPer, whole } from "./format.js";
-import { element, Pager, Rows, setAttribute, setText } from "./dom.js";
+import { element, Pager, Rows, setAttribute, setText, twoLengths } from "./dom.js";
 
 export const QUOTA_ROWS = 5;
 const WARN_AT = 0.8; // where the rule says nothing
@@ -48,10 +48,10 @@ function quotaRow(pick) {
   const rule = element("span", { class: "rule" });
   const share = element("span", { class: "share" });
   const meter = element("div", { class: "meter", role: "meter", "aria-valuemin": "0", "aria-valuemax": "100" });
-  const figures = element("span", { class: "figures" });
+  const figures = twoLengths({ class: "figures" });
   const resets = element("span", { class: "resets" });
   const node = element("li", { class: "quota" },
-    element("div", { class: "line" }, key, rule, share), meter, element("div", { class: "line note" }, figures, resets));
+    element("div", { class: "line" }, key, rule, share), meter, element("div", { class: "line note" }, figures.node, resets));
   function tick(quota) {
     const left = quota.resets_at ? Date.parse(quota.resets_at) - Date.now() : null;
     setText(resets, left === null ? (quota.unit === "concurrent" ? "" : "never resets") : `resets in ${countdown(left)}`);
@@ -75,8 +75,10 @@ function quotaRow(pick) {
     setAttribute(meter, "aria-label", `${quota.key} ${quota.rule}`);
     const reserved = Number(quota.reserved) > 0 && quota.unit !== "concurrent" ? ` + ${amount(quota.reserved, quota.unit)} reserved` : "";
     const inUse = quota.unit === "concurrent" ? Number(quota.used) + Number(quota.reserved) : quota.used;
-    setText(figures, `${amount(inUse, quota.unit)}${reserved} of ${amount(quota.limit, quota.unit)} ${unitPer(quota.unit, quota.per)}`);
-    setAttribute(figures, "title", `${figures.textContent}${onModels}`);
+    const used = amount(inUse, quota.unit);
+    const ofAll = ` of ${amount(quota.limit, quota.unit)} ${unitPer(quota.unit, quota.per)}`;
+    figures.show(used + reserved + ofAll, used + ofAll);
+    setAttribute(figures.node, "title", used + reserved + ofAll + onModels);
     tick(quota);
   }
   return { node, show, tick };

@@ -3,12 +3,10 @@
 import { compact, dollars, exactDollars, whole } from "./format.js";
 import { element, Pager, Rows, setAttribute, setText } from "./dom.js";
 
-export const SHARE_ROWS = 7;
-
 /** `column`: "key" or "model". `pick(name)`: the reader asks for one only. `save()`: all rows, as a file. */
 export class Shares {
-  constructor(container, column, { pick, save } = {}) {
-    this.column = column;
+  constructor(container, column, { pick, save, count = 7 } = {}) {
+    this.count = count;
     this.items = [];
     const head = element("thead", {}, element("tr", {},
       element("th", { scope: "col", text: column === "key" ? "Key" : "Model" }),
@@ -18,8 +16,8 @@ export class Shares {
       element("th", { scope: "col", class: "number", text: "Cost" })));
     const body = element("tbody");
     const table = element("table", { class: "shares" }, head, body);
-    this.rows = new Rows(container, SHARE_ROWS, () => shareRow(column, pick), { list: table, into: body });
-    this.pager = new Pager(container, SHARE_ROWS, (offset) => this.page(offset), whole);
+    this.rows = new Rows(container, count, () => shareRow(column, pick), { list: table, into: body });
+    this.pager = new Pager(container, count, (offset) => this.page(offset), whole);
     if (save) {
       this.save = element("button", { type: "button", class: "quiet", text: "CSV", title: "All rows as a CSV file", onclick: save });
       this.pager.bar.append(this.save);
@@ -35,7 +33,7 @@ export class Shares {
   }
 
   page(offset) {
-    const shown = this.items.slice(offset, offset + SHARE_ROWS);
+    const shown = this.items.slice(offset, offset + this.count);
     // As the rows are sorted: by cost where something costs, else by tokens.
     const weight = this.items.some((item) => item.cost_nano_usd) ? (item) => item.cost_nano_usd : tokens;
     const most = Math.max(1, ...this.items.map(weight));
