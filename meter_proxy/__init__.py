@@ -8,7 +8,7 @@ The map. Imports point downwards only (a contract in pyproject.toml keeps it so)
     app.py          composition root of one worker
     plugin.py       the same meter on somebody else's aiohttp Application
     gateway/        HTTP in, HTTP out: exchange.py is the story of one request
-    admin/          metrics, health, records and usage over HTTP
+    admin/          metrics, health, and reports over HTTP: api.py, described by openapi.py
     telemetry/      every Prometheus metric, in one place; logs
     ledger/         the books: records on disk, totals and quotas in Redis
     config/         the YAML: schema, loading with file:line:column, lookups
@@ -20,7 +20,8 @@ The map. Imports point downwards only (a contract in pyproject.toml keeps it so)
 
 Where would I look for ...? a new endpoint: `metering/dialects/` and one line in `gateway/routes.py`;
 "why 429": `quota/decision.py`; "what is billed when": `metering/billing.py`; "the client hung up":
-`gateway/relay.py`; "Redis is down": `ledger/sync.py`; a new metric: `telemetry/metrics.py`.
+`gateway/relay.py`; "Redis is down": `ledger/sync.py`; a new metric: `telemetry/metrics.py`; a report:
+`admin/api.py`, on the public listener `gateway/reports.py`.
 
 Public names: `setup`, `metrics`, `Config`, `load_config` (imported on first use: `import meter_proxy` stays light).
 """

@@ -16,7 +16,7 @@ from meter_proxy.config.schema import Config
 from meter_proxy.gateway.deadline import HeadDeadline
 from meter_proxy.gateway.front import FrontDoor
 from meter_proxy.gateway.replies import error
-from meter_proxy.plugin import METER_PROXY, MeterProxy, install
+from meter_proxy.plugin import METER_PROXY, MeterProxy, add_billing, install
 
 BACKLOG = 4_096  # 200 connections within 25 ms overflow the usual 128 and wait a second for their SYN
 KEEPALIVE_S = 75.0
@@ -121,6 +121,7 @@ def build_app(installed: MeterProxy) -> web.Application:
     app.router.add_get("/readyz", _readyz)
     app.on_response_prepare.append(_unsigned)
     install(app, installed)
+    add_billing(app, "")  # where clients of one-api look for it, too
     return app
 
 

@@ -29,9 +29,20 @@ from meter_proxy.config.schema import Config
 from meter_proxy.gateway.gateway import Gateway
 from meter_proxy.gateway.inbound import Inbound
 from meter_proxy.gateway.replies import preflight
-from meter_proxy.gateway.routes import METERED, MODELS, USAGE, Route
+from meter_proxy.gateway.reports import Reports
+from meter_proxy.gateway.routes import (
+    BILLING_SUBSCRIPTION,
+    BILLING_USAGE,
+    METERED,
+    MODELS,
+    ORGANIZATION_COSTS,
+    ORGANIZATION_USAGE,
+    USAGE,
+    Route,
+)
 from meter_proxy.gateway.upstream import UpstreamPool
 from meter_proxy.ledger import Ledger
+from meter_proxy.ledger.days import ReportStore
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.exposition import CONTENT_TYPE
 from meter_proxy.telemetry.feed import RecordFeed
@@ -55,6 +66,7 @@ class MeterProxy:
         self.stats = WorkerStats()
         self.metrics: Metrics | None = None
         self.gateway: Gateway
+        self.reports: Reports
         self.note_of_outage = note_of_outage(config)  # for /readyz while Redis is away
         self._quota_watch: QuotaWatch | None = None
 
@@ -94,8 +106,13 @@ class MeterProxy:
             )
             await ledger.start()
             try:
-                async with published(self.stats, ledger), self._quotas_watched(ledger, url):
+                async with (
+                    published(self.stats, ledger),
+                    self._quotas_watched(ledger, url),
+                    _reading(url) as store,
+                ):
                     self.gateway = Gateway(config, ledger, self.stats)
+                    self.reports = Reports(self.gateway, store)
                     yield
                     await self.gateway.drain(0.0)
             finally:
@@ -160,6 +177,18 @@ class MeterProxy:
         await self.gateway.drain(self.config.limits.drain_timeout_s)
 
 
+@contextlib.asynccontextmanager
+async def _reading(store_url: str) -> AsyncIterator[ReportStore]:
+    """The store once more, for reports: the books wait for nobody's."""
+    from meter_proxy.ledger.store import open_store
+
+    store = open_store(store_url)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
 METER_PROXY: web.AppKey[MeterProxy] = web.AppKey("meter_proxy", MeterProxy)
 
 
@@ -196,10 +225,20 @@ def install(app: web.Application, installed: MeterProxy) -> None:
             app.router.add_options(path, _preflight)
         app.router.add_get(prefix + USAGE, _usage)
         app.router.add_options(prefix + USAGE, _preflight)
+        app.router.add_get(prefix + ORGANIZATION_USAGE, _organization_usage)
+        app.router.add_get(prefix + ORGANIZATION_COSTS, _organization_costs)
+        add_billing(app, prefix)
     if installed.config.usage_page:
         Page("usage.html", api_prefix=installed.config.path_prefixes[0]).add_to(app.router, USAGE)
     app.on_shutdown.append(installed.drain)
     app.cleanup_ctx.append(installed.running)
+
+
+def add_billing(app: web.Application, prefix: str) -> None:
+    """Add one-api's routes below `prefix`."""
+    for path, handler in ((BILLING_SUBSCRIPTION, _billing_subscription), (BILLING_USAGE, _billing_usage)):
+        app.router.add_get(prefix + path, handler)
+        app.router.add_options(prefix + path, _preflight)
 
 
 async def _post(route: Route, request: web.Request) -> web.StreamResponse:
@@ -216,6 +255,22 @@ async def _models(request: web.Request) -> web.StreamResponse:
 
 async def _usage(request: web.Request) -> web.StreamResponse:
     return await request.app[METER_PROXY].gateway.usage(request)
+
+
+async def _organization_usage(request: web.Request) -> web.StreamResponse:
+    return await request.app[METER_PROXY].reports.organization_usage(request)
+
+
+async def _organization_costs(request: web.Request) -> web.StreamResponse:
+    return await request.app[METER_PROXY].reports.organization_costs(request)
+
+
+async def _billing_subscription(request: web.Request) -> web.StreamResponse:
+    return await request.app[METER_PROXY].reports.subscription(request)
+
+
+async def _billing_usage(request: web.Request) -> web.StreamResponse:
+    return await request.app[METER_PROXY].reports.billing_usage(request)
 
 
 async def _preflight(request: web.Request) -> web.StreamResponse:

@@ -3,11 +3,15 @@
 `spawn` is the only way to start a task in this package: it keeps a reference until the task ends,
 and an exception in it is logged, never swallowed with the task object. Bare `create_task`,
 `ensure_future` and `shield` are banned by lint.
+
+`slices` and `sort` are for work that is long in sum, in a loop that must not be held.
 """
 
 import asyncio
+import heapq
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from itertools import islice
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -21,6 +25,20 @@ def spawn(coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
     _running.add(task)
     task.add_done_callback(_ended)
     return task
+
+
+async def slices(items: Iterable[T], size: int) -> AsyncIterator[list[T]]:
+    """Yield `items` in lists of at most `size`; after each, the loop gets its turn."""
+    left = iter(items)
+    while part := list(islice(left, size)):
+        yield part
+        await asyncio.sleep(0)
+
+
+async def sort(items: Iterable[Any], size: int = 250) -> list[Any]:
+    """Sort any number of `items`, the loop getting its turn after each `size`: 1 ms."""
+    runs = [sorted(part) async for part in slices(items, size)]
+    return [item async for part in slices(heapq.merge(*runs), size) for item in part]
 
 
 class Patience:

@@ -17,15 +17,16 @@ import typer
 
 from meter_proxy.config.load import state_dir_of
 from meter_proxy.errors import ConfigError
+from meter_proxy.telemetry import csvtext
+from meter_proxy.telemetry.csvtext import csv_cell
 
 NANO_PER_USD = 1_000_000_000
 MIN_DECIMALS, MAX_DECIMALS = 4, 9
 DEFAULT_STATE_DIR = Path("state")  # the configuration's own default, where no CONFIG is named
 TABLE_WIDTH = 10_000  # a table is as wide as it is, wide characters included: ids are never cut
 CHUNK_ROWS = 1000  # laid out at once; who reads the first line need not wait for the last
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
-Cell = str | int | float | bool | None
+Cell = csvtext.Cell
 ConfigArgument: TypeAlias = Annotated[
     Path | None,
     typer.Argument(metavar="CONFIG", readable=False, help="The configuration of serve; else ./state is read."),
@@ -77,7 +78,7 @@ class CsvTable:
 
     def add(self, rows: Iterable[Sequence[Cell]]) -> None:
         """Print `rows`; a text that a spreadsheet would take for a formula gets a `'` in front."""
-        self._csv.writerows([_csv_cell(cell) for cell in row] for row in rows)
+        self._csv.writerows([csv_cell(cell) for cell in row] for row in rows)
 
 
 class PlainTable:
@@ -156,9 +157,3 @@ def _text(cell: Cell) -> str:
     if cell is None:
         return "-"
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(cell))
-
-
-def _csv_cell(cell: Cell) -> Cell:
-    if isinstance(cell, bool):
-        return str(cell).lower()
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell

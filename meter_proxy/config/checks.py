@@ -3,7 +3,7 @@
 Works on a Config whose sections are good by themselves; the places it reports are the YAML's.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 
 from meter_proxy.config import urls
 from meter_proxy.config.coverage import covered, is_pattern, may_meet
@@ -62,8 +62,9 @@ def _upstreams_and_models(config: Config) -> Iterator[Finding]:
 def _keys(config: Config) -> Iterator[Finding]:
     ids: dict[str, Loc] = {}
     secrets: dict[bytes, int] = {}
+    accounts = {key.account for key in config.keys} | set(config.accounts)
     for position, key in enumerate(config.keys):
-        yield from _key(config, position, key)
+        yield from _key(config, position, key, accounts)
         if key.id in ids:
             yield Finding(("keys", position, "id"), f"{key.id!r} is the id of another key", other=ids[key.id])
         ids.setdefault(key.id, ("keys", position))
@@ -76,7 +77,7 @@ def _keys(config: Config) -> Iterator[Finding]:
             yield Finding(("keys", position, "secret"), "is the same secret twice")
 
 
-def _key(config: Config, position: int, key: Key) -> Iterator[Finding]:
+def _key(config: Config, position: int, key: Key, accounts: Set[str | None]) -> Iterator[Finding]:
     loc: Loc = ("keys", position)
     plan = config.plans.get(key.plan) if key.plan else None
     if not key.secret_sha256:
@@ -86,8 +87,7 @@ def _key(config: Config, position: int, key: Key) -> Iterator[Finding]:
     if key.plan is not None and plan is None:
         message = f"there is no plan {key.plan!r}{did_you_mean(key.plan, config.plans)}"
         yield Finding((*loc, "plan"), message, because=(("plans", key.plan),))
-    others = {other.account for other in config.keys if other.id != key.id} | set(config.accounts)
-    if key.id in others and key.account != key.id:
+    if key.id in accounts and key.account != key.id:
         yield Finding(
             (*loc, "id"), f"{key.id!r} is the name of an account; take another id, or say `account: {key.id}`"
         )

@@ -262,10 +262,14 @@ class Gateway:
         response.headers.extend(cors_headers(request))
         return response
 
+    def identify(self, request: web.BaseRequest) -> Caller:
+        """Who asks. Raises `ClientError`: 401."""
+        return self._inbound.identify(request, time.time())
+
     async def usage(self, request: web.Request) -> web.StreamResponse:
         """The caller's own usage and quotas; with `?days=30` also those days."""
         try:
-            caller = self._inbound.identify(request, time.time())
+            caller = self.identify(request)
             days = _days(request.query.get("days", "1"))
         except ClientError as exc:
             return client_error(request, exc)

@@ -157,20 +157,16 @@ class ChunkedReader:
     `surplus` how many bytes of that read lie behind the end (they belong to no response).
     """
 
-    __slots__ = ("_in_trailers", "_line", "_need", "_trailer_bytes", "ended", "surplus")
+    __slots__ = ("_in_trailers", "_line", "_need", "_trailer_bytes", "at_boundary", "ended", "surplus")
 
     def __init__(self) -> None:
         self._need = 0  # bytes still to come of the current chunk, its CRLF included
         self._line = b""  # an incomplete size or trailer line
         self._in_trailers = False
         self._trailer_bytes = 0
+        self.at_boundary = True  # the next byte begins a chunk
         self.ended = False
         self.surplus = 0
-
-    @property
-    def at_boundary(self) -> bool:
-        """Whether the next byte begins a chunk."""
-        return not (self._need or self._line or self._in_trailers)
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """-> (payload, framed). `framed` is the part of `data` that is exactly the payload in whole plain
@@ -207,6 +203,7 @@ class ChunkedReader:
                 self._need = length + 2
             else:
                 self._in_trailers = True
+        self.at_boundary = not (self._need or self._line or self._in_trailers)
         if self.ended:
             self.surplus = size - pos
         payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -237,21 +234,22 @@ def chunk_size(line: bytes) -> int:
     return int(line, 16)
 
 
-_sizes: dict[bytes, int] = {}
-_MOST_SIZES = 4_096
+class _Sizes(dict[bytes, int]):
+    """`chunk_size` by the line, remembered for the first ones; -5 for what is no size: no chunk is so long."""
 
+    _MOST = 4_096
 
-def known_size(line: bytes) -> int:
-    """`chunk_size`, remembered for the short ones; -5 for what is no size: no chunk is so long."""
-    size = _sizes.get(line)
-    if size is None:
+    def __missing__(self, line: bytes) -> int:
         try:
             size = chunk_size(line)
         except BadResponse:
             return -5
-        if len(_sizes) < _MOST_SIZES:
-            _sizes[line] = size
-    return size
+        if len(self) < self._MOST:
+            self[line] = size
+        return size
+
+
+SIZES = _Sizes()
 
 
 def chunk(payload: bytes) -> bytes:

@@ -110,21 +110,12 @@ class QuotaGate:
     async def statement(self, caller: Caller, days: int = 1) -> dict[str, Any]:
         """The caller's own usage of the last `days` UTC days, and its quotas. See `quota/statement.py`."""
         ledger, now = self._ledger, self._ledger.now()
-        entries = [
-            (rule, models, window_at(rule.per, rule.zone, now)) for rule, models in self.rules.rules_of(caller.key)
-        ]
-        seen: list[tuple[int, int]] | None = None
+        lines = await self.lines(caller)
         dates = [datetime.fromtimestamp(now - DAY_S * ago, UTC).date() for ago in range(days)]
         used: list[dict[str, dict[str, int]]] | None = None
         if ledger.quotas is not None:
-            pairs = [(rule, window) for rule, _, window in entries]
-            seen = await ledger.quotas.look(pairs, caller.account)
             names = [f"{date:%Y%m%d}" for date in dates]
             used = await ledger.usage_on(caller.account, caller.key_id, names)
-            if seen is None:
-                seen = ledger.quotas.known(pairs, caller.account)
-        figures = seen if seen is not None else [(0, 0)] * len(entries)
-        lines = [Line(*entry, *figure) for entry, figure in zip(entries, figures, strict=True)]
         return statement(
             key=caller.key_id,
             account=caller.account,
@@ -133,6 +124,20 @@ class QuotaGate:
             days=[(date.isoformat(), totals) for date, totals in zip(dates, used or [{}] * days, strict=True)],
             lines=lines,
         )
+
+    async def lines(self, caller: Caller) -> list[Line]:
+        """The caller's rules and its account's, as full as they are now; while Redis is away, as far as known here."""
+        now, quotas = self._ledger.now(), self._ledger.quotas
+        entries = [
+            (rule, models, window_at(rule.per, rule.zone, now)) for rule, models in self.rules.rules_of(caller.key)
+        ]
+        if quotas is None:
+            return [Line(*entry, 0, 0) for entry in entries]
+        pairs = [(rule, window) for rule, _, window in entries]
+        figures = await quotas.look(pairs, caller.account)
+        if figures is None:
+            figures = quotas.known(pairs, caller.account)
+        return [Line(*entry, *figure) for entry, figure in zip(entries, figures, strict=True)]
 
 
 def _rates(model: ResolvedModel) -> Rates:

@@ -1,11 +1,7 @@
-"""The tee: upstream bytes -> meter -> client.
+"""All news of one exchange arrive at its relay (`on_...`), in any order, and there its story waits for them.
 
-Nothing else happens in that loop: no task switch, no queue, no log line, no metric look-up. What was
-generated is counted before it is forwarded: a killed process must not have given tokens away.
-
-The relay also is where all news of one exchange arrive (`on_...`), in any order, and where its story
-waits for them (`head`, `whole`, `drained`). A wait ends by what it waits for, by `UpstreamError`, by `ClientGone`,
-or by `QuotaReached`. While nobody waits, news go to `on_news`.
+The story waits for `head`, `whole`, `drained`. A wait ends by what it waits for, by `UpstreamError`, by `ClientGone`,
+or by `QuotaReached`. While nobody waits, news go to `on_news`. What passes, passes through the `Tee`.
 """
 
 import asyncio
@@ -16,11 +12,12 @@ from time import perf_counter
 from meter_proxy.errors import UpstreamError, UpstreamTimeout
 from meter_proxy.gateway.client import Client, ClientGone
 from meter_proxy.gateway.http1 import ResponseHead
+from meter_proxy.gateway.tee import Tee
 from meter_proxy.gateway.upstream import UpstreamConnection
-from meter_proxy.gateway.wall import Allowance, events_in
+from meter_proxy.gateway.wall import Allowance
 from meter_proxy.gateway.watch import IDLE_TICKS, Deadlines, Timed, Times
 from meter_proxy.ledger.slots import Slot
-from meter_proxy.metering.meter import CodedMeter, Meter
+from meter_proxy.metering.meter import Meter
 from meter_proxy.telemetry.metrics import WorkerStats
 
 HIGH_WATER_BYTES = 65_536  # of body that arrived before the reply's head is out
@@ -33,44 +30,38 @@ class QuotaReached(Exception):
     """The last granted token is delivered, and there will be no more."""
 
 
-class Relay:
+class Relay(Tee):
     """What passes, and what has happened so far, in one exchange."""
 
-    # Most exchanges change few of these: what stands here costs nothing to begin with.
-    on_news: Callable[[], None] | None = None
-    error: UpstreamError | None = None
-    broke_untouched = False
-    ended = False
-    client_lost = False
-    finished_at_loss = False  # the client had seen the finish, or the whole body, when it left
-    cut = False
-    lost_by_cut = False  # the client was there until the cut
-    cut_by_quota = False
-    meter: Meter | None = None
-    response_head: ResponseHead | None = None  # of the answer, once it is there
-    client_is_slow = False  # it has not taken yet what was written
-    is_at_wall = False  # all that is granted is delivered; `_held` is what came after
-    first_byte_at: float | None = None
-    first_token_at: float | None = None
-    _connection: UpstreamConnection | None = None
-    _client: Client | None = None
-    _early_bytes = 0
-    _wake: asyncio.Future[None] | None = None
-    _stall_timer: asyncio.TimerHandle | None = None
-    _interrupt: asyncio.Timeout | None = None
-    _times: Times | None = None  # of the upstream that is asked
-    _total: Deadlines[Timed] | None = None
-    _reads = 0
-    _reads_at_tick = 0
-    _idle_ticks = 0
-    _flushed = False
-    _last_read: tuple[bytes, bytes | None] | None = None  # held back: see _pass
-    _drain_over = False
-    _spent = 0  # output tokens so far: as the upstream counts them, else one per content event
-    _delivers = True  # else what comes is only counted
-    _drains_within_quota = False
-    _is_coded = False  # its events cannot be told apart where a read is cut
-    _input_told = False
+    __slots__ = (
+        "_client_stall_s",
+        "_connection",
+        "_drain_over",
+        "_early",
+        "_early_bytes",
+        "_flushed",
+        "_idle_ticks",
+        "_interrupt",
+        "_make_meter",
+        "_reads",
+        "_reads_at_tick",
+        "_stall_timer",
+        "_stats",
+        "_times",
+        "_total",
+        "_wake",
+        "broke_untouched",
+        "client_is_slow",
+        "client_lost",
+        "cut",
+        "ended",
+        "error",
+        "finished_at_loss",
+        "first_byte_at",
+        "lost_by_cut",
+        "on_news",
+        "response_head",
+    )
 
     def __init__(
         self,
@@ -82,15 +73,34 @@ class Relay:
         allowance: Allowance | None = None,
     ) -> None:
         """`allowance` None: nothing limits the output."""
+        super().__init__(slot, allowance)
+        self.on_news: Callable[[], None] | None = None
+        self.error: UpstreamError | None = None
+        self.broke_untouched = False
+        self.ended = False
+        self.client_lost = False
+        self.finished_at_loss = False  # the client had seen the finish, or the whole body, when it left
+        self.cut = False
+        self.lost_by_cut = False  # the client was there until the cut
+        self.response_head: ResponseHead | None = None  # of the answer, once it is there
+        self.client_is_slow = False  # it has not taken yet what was written
+        self.first_byte_at: float | None = None
         self._make_meter = make_meter
-        self.slot = slot
         self._stats = stats
         self._client_stall_s = client_stall_s
-        self._allowance = allowance
-        if allowance is not None:
-            allowance.on_change = self._on_allowance
-        self._held: list[bytes] = []
+        self._connection: UpstreamConnection | None = None
         self._early: list[tuple[bytes, bytes | None]] | None = []  # body that came before the reply was begun
+        self._early_bytes = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._interrupt: asyncio.Timeout | None = None
+        self._times: Times | None = None  # of the upstream that is asked
+        self._total: Deadlines[Timed] | None = None
+        self._reads = 0
+        self._reads_at_tick = 0
+        self._idle_ticks = 0
+        self._flushed = False
+        self._drain_over = False
 
     # The story's waits.
 
@@ -140,8 +150,8 @@ class Relay:
 
     def begin(self, client: Client) -> None:
         """The head of the reply is out: forward what has come, and from now on all that comes."""
-        self._client = client
-        early, self._early = self._early or [], None
+        self._client = self._to = client
+        early, self._early = self._early, None
         if early:
             if len(early) == 1:
                 self._forward(*early[0])
@@ -162,12 +172,11 @@ class Relay:
         self.flush()
 
     def stop_delivery(self) -> None:
-        """Nobody gets any more of the answer: what is held, and what still comes, is only counted."""
-        self._delivers = self.is_at_wall = False
+        self._to = None
         early, self._early = self._early or [], None
         for payload, _ in early:
-            self._count(payload)
-        self._count_held()
+            self._pass(payload, None)
+        super().stop_delivery()
 
     async def drained(self, seconds: float, *, within_quota: bool = False) -> None:
         """Nobody gets any more: count what the upstream still sends, for at most `seconds`.
@@ -197,19 +206,12 @@ class Relay:
 
     def flush(self) -> None:
         """Nothing more will come: send what the meter still held back."""
-        meter = self.meter
-        if meter is not None and not self._flushed:
-            self._flushed = True
-            if self.is_at_wall:  # what stands behind it is not what comes next
-                self.stop_delivery()
-            # Half of a JSON document is not one that cannot be read: it has no end to be read at.
-            rest = meter.finish() if self.ended or not meter.reads_at_end else b""
-            self._note()
-            if self._client is not None and self._delivers:
-                if self._last_read is not None:
-                    self._client.write(*self._last_read)
-                if rest:
-                    self._client.write(rest, None)
+        if self._flushed or self.meter is None:
+            return
+        self._flushed = True
+        if self.is_at_wall:  # what stands behind it is not what comes next
+            self.stop_delivery()
+        self._hand_out_rest()
 
     def close(self) -> None:
         """No more timers, no more news; a connection that is still in use is closed."""
@@ -223,8 +225,7 @@ class Relay:
         self._make_meter = _no_meter  # the exchange's: else both would wait for the garbage collector
         if self._connection is not None and not self.ended and self.error is None:
             self._connection.close()
-        self._connection = None
-        self._client = None
+        self._connection = self._client = self._to = None
 
     def cut_off(self) -> None:
         """Shutdown: end the exchange now, as if the client had hung up; if it has, drain no longer."""
@@ -242,23 +243,34 @@ class Relay:
         if self._times is not None:
             self._times.first_byte.discard(self)
         self.response_head = head
-        self.meter = self._make_meter(head)
-        self._is_coded = isinstance(self.meter, CodedMeter)
+        self._measure_with(self._make_meter(head))
         self._notify()
 
     def on_body(self, payload: bytes, framed: bytes | None) -> None:
-        self._reads += 1
+        reads = self._reads = self._reads + 1
         if self._early is not None:
-            self._early.append((payload, framed))
-            self._early_bytes += len(payload)
-            if self._early_bytes > HIGH_WATER_BYTES and self._connection is not None:
-                self._connection.transport.pause_reading()
-        elif self._reads % SAMPLE_EVERY:
-            self._forward(payload, framed)
-        else:
+            self._keep_early(payload, framed)
+        elif not reads % SAMPLE_EVERY:
             began_at = perf_counter()
             self._forward(payload, framed)
             self._stats.observe_overhead("chunk", perf_counter() - began_at)
+        elif self._allowance is None:
+            self._pass(payload, framed)
+        else:
+            self._pass_within(self._allowance, payload, framed)
+
+    def _forward(self, payload: bytes, framed: bytes | None) -> None:
+        if self._allowance is None:
+            self._pass(payload, framed)
+        else:
+            self._pass_within(self._allowance, payload, framed)
+
+    def _keep_early(self, payload: bytes, framed: bytes | None) -> None:
+        assert self._early is not None
+        self._early.append((payload, framed))
+        self._early_bytes += len(payload)
+        if self._early_bytes > HIGH_WATER_BYTES and self._connection is not None:
+            self._connection.transport.pause_reading()
 
     def on_end(self) -> None:
         self.ended = True
@@ -300,7 +312,7 @@ class Relay:
         seen_all = self._early is None and not self.client_is_slow
         self.finished_at_loss = seen_all and meter is not None and (meter.finished or meter.done)
         self.client_is_slow = False
-        self._client = None
+        self._client = self._to = None
         if self._stall_timer is not None:
             self._stall_timer.cancel()
         if self._interrupt is not None:
@@ -309,8 +321,8 @@ class Relay:
 
     def on_client_slow(self) -> None:
         self.client_is_slow = True
-        if self._delivers and self._connection is not None and not self.ended and self.error is None:
-            self._connection.transport.pause_reading()
+        if self._to is not None or self._early is not None:
+            self._pause_upstream()
         self._watch_stall(self._client.unsent_bytes() if self._client else 0)
 
     def on_client_ready(self) -> None:
@@ -318,6 +330,18 @@ class Relay:
         if self._stall_timer is not None:
             self._stall_timer.cancel()
         self._resume_upstream()
+
+    def _pause_upstream(self) -> None:
+        if self._connection is not None and not self.ended and self.error is None:
+            self._connection.transport.pause_reading()
+
+    def _left_wall(self) -> None:
+        if not self.client_is_slow:
+            self._resume_upstream()
+        self._notify()
+
+    def _is_whole(self) -> bool:
+        return self.ended
 
     def _resume_upstream(self) -> None:
         if self.is_at_wall:
@@ -338,147 +362,6 @@ class Relay:
         else:
             client.transport.abort()
             self.on_client_lost()
-
-    # The tee itself.
-
-    def _forward(self, payload: bytes, framed: bytes | None) -> None:
-        if self._allowance is None:
-            self._pass(payload, framed)
-        elif self.is_at_wall:
-            self._held.append(payload)
-        elif self._delivers:
-            self._pass_within(self._allowance, payload, framed)
-        else:
-            self._count_within(self._allowance, payload)
-
-    def _pass_within(self, allowance: Allowance, payload: bytes, framed: bytes | None) -> None:
-        """Forward up to the event that uses up the last granted token."""
-        room = allowance.granted - self._spent
-        if room > len(payload) or self._is_coded or self._cannot_use_up(room, payload):
-            self._pass(payload, framed)
-            if self._spent >= allowance.top_up_at and self._is_used_up(allowance):
-                self._stop_at_wall(b"")
-            return
-        for start, end in events_in(payload):
-            whole = end - start == len(payload)
-            self._pass(payload if whole else payload[start:end], framed if whole else None)
-            if self._spent >= allowance.top_up_at and self._is_used_up(allowance):
-                self._stop_at_wall(payload[end:])
-                return
-
-    def _cannot_use_up(self, room: int, payload: bytes) -> bool:
-        """A read of many events cannot reach the wall, though a token takes a byte at least.
-
-        Where the first content told no running usage none will, and each event is one: those that end here have their
-        `data:` here, but for the one that began before.
-        """
-        meter = self.meter
-        return self._spent > 0 and meter is not None and not meter.has_usage and room > payload.count(b"data:") + 1
-
-    def _is_used_up(self, allowance: Allowance) -> bool:
-        """See to more, where the answer needs more; whether nothing of what is granted is left."""
-        meter = self.meter
-        if meter is None or meter.finished or meter.done or meter.failed or meter.reads_at_end:
-            return False  # it has come to its end by itself
-        allowance.top_up(self._spent)
-        return self._spent >= allowance.granted
-
-    def _count_within(self, allowance: Allowance, payload: bytes) -> None:
-        """Nobody gets it any more; but nobody may generate more than the quota either."""
-        self._count(payload)
-        if not self._drains_within_quota or self._spent < allowance.top_up_at:
-            return
-        if self._is_used_up(allowance) and allowance.exhausted is not None:
-            self._end_drain()
-
-    def _stop_at_wall(self, rest: bytes) -> None:
-        """All that is granted is delivered. Wait for more, if more may come."""
-        self._held = [rest] if rest else []
-        if self._connection is not None and not self.ended and self.error is None:
-            self._connection.transport.pause_reading()
-        self.is_at_wall = True
-        if self._allowance is not None and self._allowance.exhausted is not None:
-            self._cut()
-
-    def _on_allowance(self) -> None:
-        """More was granted, or there will be no more."""
-        allowance = self._allowance
-        if allowance is None or not self.is_at_wall or self.client_lost or self.cut_by_quota:
-            return
-        if self._spent < allowance.granted:
-            self.is_at_wall = False
-            held, self._held = self._held, []
-            for payload in held:
-                self._forward(payload, None)
-            if not self.is_at_wall:
-                if not self.client_is_slow:
-                    self._resume_upstream()
-                self._notify()
-        elif allowance.exhausted is not None:
-            self._cut()
-        else:  # what was granted was not enough for the last event
-            allowance.top_up(self._spent)
-            if self._spent < allowance.granted or allowance.exhausted is not None:
-                self._on_allowance()
-
-    def _cut(self) -> None:
-        self.cut_by_quota = True
-        self._notify()
-
-    def _count_held(self) -> None:
-        """What came after the wall is generated, and billed, though nobody gets it."""
-        held, self._held = self._held, []
-        for payload in held:
-            self._count(payload)
-
-    def _pass(self, payload: bytes, framed: bytes | None) -> None:
-        out = self._count(payload)
-        client = self._client
-        if client is None:
-            return
-        if self.meter.reads_at_end:  # type: ignore[union-attr]
-            # The last read of a plain answer waits until its usage is in the slot: a client that has a whole
-            # answer has a whole bill. Which read is the last is known when another comes, or the end.
-            before, self._last_read = self._last_read, (payload, framed)
-            if before is not None:
-                client.write(*before)
-        elif out is payload:
-            client.write(payload, framed)
-        elif out:
-            client.write(out, None)
-
-    def _count(self, payload: bytes) -> bytes:
-        meter = self.meter
-        assert meter is not None
-        out = meter.feed(payload)
-        content_events = meter.content_events
-        if content_events and self.first_token_at is None:
-            self.first_token_at = perf_counter()
-            self.slot.first_token(self.first_token_at)
-        # Count before forwarding: a killed process must not have given tokens away.
-        if meter.has_usage or meter.finished or meter.failed:
-            self._note()
-        else:
-            self._spent = content_events
-            self.slot.count(content_events)
-        return out
-
-    def _note(self) -> None:
-        """Store everything that the meter knows in the slot."""
-        meter = self.meter
-        assert meter is not None
-        reading = meter.usage_so_far()
-        self._spent = reading.usage.output_tokens or 0
-        if not self._input_told and self._allowance is not None and reading.usage.input_tokens is not None:
-            self._input_told = True
-            self._allowance.input_is(reading.usage.input_tokens)
-        self.slot.note(
-            reading,
-            content_events=meter.content_events,
-            finished=meter.finished,
-            done=meter.done,
-            failed=meter.failed,
-        )
 
     def _raise_ending(self) -> None:
         if self.cut_by_quota:

@@ -23,3 +23,5 @@ METERED = (
 )
 MODELS = "/models"  # costs nothing, answered from the configuration
 USAGE = "/usage"  # the caller's own
+ORGANIZATION_USAGE, ORGANIZATION_COSTS = "/organization/usage/completions", "/organization/costs"  # the operator's
+BILLING_SUBSCRIPTION, BILLING_USAGE = "/dashboard/billing/subscription", "/dashboard/billing/usage"  # the caller's own

@@ -19,15 +19,16 @@ from meter_proxy.config.schema import Upstream
 from meter_proxy.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from meter_proxy.gateway.http1 import (
     MAX_HEAD_BYTES,
+    SIZES,
     BadResponse,
     ChunkedReader,
     Framing,
     Heads,
     ResponseHead,
-    known_size,
 )
 from meter_proxy.gateway.watch import Times
 
+_CHUNKED = Framing.CHUNKED  # an attribute of an enum costs 0.1 us
 MAX_IDLE_CONNECTIONS = 256  # kept open per upstream and worker
 
 
@@ -89,12 +90,12 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        if self._framing is Framing.CHUNKED:
+        if self._framing is _CHUNKED:
             # The normal case of a stream: the read is one whole plain chunk. (ChunkedReader does the same
             # and everything else at four times the cost.)
             if self._body.at_boundary:
                 end = data.find(b"\r\n", 1, 10)
-                if end > 0 and end + known_size(data[:end]) + 4 == len(data) and data.endswith(b"\r\n"):
+                if end > 0 and end + SIZES[data[:end]] + 4 == len(data) and data.endswith(b"\r\n"):
                     payload = data[end + 2 : -2]
                     if payload:
                         self._sink.on_body(payload, data)  # type: ignore[union-attr]

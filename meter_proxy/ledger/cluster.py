@@ -5,7 +5,7 @@ key lives is asked when it is first needed, and again when a server says "moved"
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 from redis.crc import key_slot
@@ -79,6 +79,14 @@ class ClusterStore:
             for number, fields in zip(numbers, hashes, strict=True):
                 found[number] = fields
         return found
+
+    async def find_keys(self, pattern: str) -> AsyncIterator[list[str]]:
+        """Yield the names that fit `pattern`, of all servers. See `store.Store.find_keys`."""
+        if not self._slots:
+            await self._learn()
+        for server in dict.fromkeys(slots.server for slots in self._slots):
+            async for names in self._server(server).find_keys(pattern):
+                yield names
 
     async def close(self) -> None:
         """Close all connections."""

@@ -60,25 +60,23 @@ class Progress(NamedTuple):
 class Slot:
     """One live exchange's place. Everything here is a few stores; nothing waits."""
 
-    __slots__ = ("_at", "_free", "_taken_at", "_words")
+    __slots__ = ("_at", "_free", "_taken_at", "counter", "words")
 
     def __init__(self, words: memoryview, at: int, free: list[int]) -> None:
-        self._words = words  # of the whole table
+        """`words[counter] = N` notes that N content events have come: the plain case of `note`, for each chunk."""
+        self.words = words  # of the whole table
+        self.counter = at + _CONTENT_EVENTS
         self._at = at  # the slot's first word
         self._free = free  # where that goes in the end
         self._taken_at = perf_counter()
 
     def forwarded(self) -> None:
         """Note that the request is about to reach an upstream: from here on it may cost something."""
-        self._words[self._at + _REACHED] = 1
-
-    def count(self, content_events: int) -> None:
-        """Note that so many content events have come: the plain case, one store."""
-        self._words[self._at + _CONTENT_EVENTS] = content_events
+        self.words[self._at + _REACHED] = 1
 
     def note(self, reading: Reading, *, content_events: int, finished: bool, done: bool, failed: bool) -> None:
         """Note everything that a meter knows."""
-        words, at, usage = self._words, self._at, reading.usage
+        words, at, usage = self.words, self._at, reading.usage
         words[at + _CONTENT_EVENTS] = content_events
         basis, input_basis = reading.basis, reading.input_basis
         if basis is _RUNNING or basis is _REPORTED or input_basis is not None:
@@ -92,15 +90,15 @@ class Slot:
 
     def answered(self, status: int) -> None:
         """Note that the client is about to get a head with this status."""
-        self._words[self._at + _STATUS] = status
+        self.words[self._at + _STATUS] = status
 
     def first_token(self, at: float) -> None:
         """Note when the first token came (`time.perf_counter`)."""
-        self._words[self._at + _TTFT] = max(0, round((at - self._taken_at) * 1e6)) + 1
+        self.words[self._at + _TTFT] = max(0, round((at - self._taken_at) * 1e6)) + 1
 
     def free(self) -> None:
         """The exchange is in the journal: the slot is anybody's."""
-        self._words[self._at + _STATE] = _FREE
+        self.words[self._at + _STATE] = _FREE
         self._free.append(self._at)
 
 
@@ -168,7 +166,31 @@ def _live(data: bytes) -> Iterator[Progress]:
             yield _progress(data, words, at)
 
 
-def _progress(data: bytes, words: memoryview, at: int) -> Progress:
+def read_some(directory: Path, first: int, count: int) -> tuple[list[Progress], bool]:
+    """What a running process is serving, read beside it: the exchanges in `count` slots from the number `first` on.
+
+    Both are even. Also tells whether there are slots behind these. The process goes on meanwhile: text that is being
+    replaced may come in parts of two, counts are of some moment in between. No mapping is kept: the file will be
+    replaced.
+    """
+    begin, length = _HEADER_BYTES + first * SLOT_BYTES, count * SLOT_BYTES
+    try:
+        fd = os.open(directory / FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return [], False
+    try:
+        end = os.fstat(fd).st_size
+        if begin >= end:
+            return [], False
+        data = mmap.mmap(fd, min(length, end - begin), prot=mmap.PROT_READ, offset=begin)
+    finally:
+        os.close(fd)
+    with data, memoryview(data) as view, view.cast("Q") as words:
+        found = [_progress(data, words, at) for at in range(0, len(words), _SLOT_WORDS) if words[at + _STATE] == _LIVE]
+    return found, begin + length < end
+
+
+def _progress(data: bytes | mmap.mmap, words: memoryview, at: int) -> Progress:
     start = at * _WORD_BYTES + _TEXT_AT
     content_events, stage = words[at + _CONTENT_EVENTS], words[at + _STAGE]
     basis = _BASES[words[at + _BASIS]]

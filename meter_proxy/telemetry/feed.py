@@ -13,12 +13,14 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
-from meter_proxy.ledger.journal import decode_settled
+from meter_proxy.ledger.journal import decode_record, decode_settled
 from meter_proxy.ledger.reading import decoded_by, iter_records, read_texts
 from meter_proxy.ledger.tail import RecordTail
+from meter_proxy.tasks import slices
+from meter_proxy.telemetry.live import Flow, LiveExchange, in_flight
 from meter_proxy.telemetry.metrics import Metrics
 from meter_proxy.telemetry.publish import STATS_FILE, SnapshotFile
-from meter_proxy.telemetry.records import Line, RecentRecords, Row, UsageTotals, rows
+from meter_proxy.telemetry.records import Line, RecentRecords, Total, UsageTotals, rows
 
 POLL_S = 0.2  # records are shown within 0.5 s of their settlement, metrics within 1 s
 SLICE = 200  # records before the loop gets its turn: 2 ms
@@ -34,6 +36,7 @@ class RecordFeed:
     def __init__(self, state_dir: Path, metrics: Metrics, workers: int) -> None:
         """Of the workers `w0` to `w<workers - 1>`. Snapshots that former ones left are removed."""
         self._state_dir = state_dir
+        self._flow = Flow()
         self._metrics = metrics
         self._snapshot_files = {
             f"w{index}": SnapshotFile(state_dir / f"w{index}" / STATS_FILE) for index in range(workers)
@@ -68,12 +71,14 @@ class RecordFeed:
 
     def poll(self) -> bool:
         """Take in what is new; tells whether something was left for the next time, to hold the loop for 2 ms only."""
-        count, keep, total = self._metrics.count, self._recent.add, self._totals.add
+        count, keep, total, flow = self._metrics.count, self._recent.add, self._totals.add, self._flow.settled
+        now = time.time()
         for record, text in _records(self._tail.new_lines()):
             count(record)
             keep(record, text)
             total(record)
-        self._metrics.quotas.expire(time.time())
+            flow(record, now)
+        self._metrics.quotas.expire(now)
         for worker, file in self._snapshot_files.items():
             snapshot = file.read_if_new()
             if snapshot is not None:
@@ -89,28 +94,31 @@ class RecordFeed:
         self._metrics.forget(worker)
         self._snapshot_files[worker].remove()
 
+    async def live(self, workers: Iterable[int]) -> tuple[list[LiveExchange], dict[str, float]]:
+        """What these workers are serving, oldest first; and the rates of the last seconds: see `live.Flow.rates`."""
+        exchanges = await in_flight(self._state_dir / f"w{index}" for index in workers)
+        return exchanges, await self._flow.rates(exchanges, time.time())
+
     async def records(self, limit: int, *, key: str | None = None, since: float = 0.0) -> list[bytes]:
         """The newest `limit` records as JSON, oldest first. See `RecentRecords.newest`."""
         await self._caught_up.wait()
-        return self._recent.newest(limit, key=key, since=since)
+        return await self._recent.newest(limit, key=key, since=since)
 
-    async def usage(self, by: Sequence[str], since: float = 0.0) -> list[Row]:
+    async def usage(self, by: Sequence[str], since: float = 0.0, key: str | None = None) -> list[Total]:
         """Totals by `key`, `model`, `day` or some of them, of what was admitted at `since` (Unix seconds) or later."""
         await self._caught_up.wait()
         if not since:
-            return rows(self._totals.after(""), by)
+            return await rows(self._totals.after("", key), by)
         # The day that `since` cuts is counted record by record; the totals of the days after it are known.
         day = datetime.fromtimestamp(since, UTC).date().isoformat()
-        part = UsageTotals()
-        records = self._recent.since(since)
-        if records is None:
-            records = iter_records(self._state_dir, since=since)
-        for count, record in enumerate(records, start=1):
-            if record.time.startswith(day):
-                part.add(record)
-            if count % SLICE == 0:
-                await asyncio.sleep(0)
-        return rows(chain(self._totals.after(day), part.after("")), by)
+        cut = UsageTotals()
+        lines = await self._recent.since(since)
+        records = iter_records(self._state_dir, since=since) if lines is None else map(decode_record, lines)
+        async for part in slices(records, SLICE):
+            for record in part:
+                if record.time.startswith(day):
+                    cut.add(record)
+        return await rows(chain(self._totals.after(day, key), cut.after("", key)), by)
 
 
 def _records(lines: Iterable[tuple[Path, int, bytes | None]]) -> Iterator[Line]:

@@ -20,6 +20,7 @@ from meter_proxy.ledger.journal import SettledRecord
 from meter_proxy.ledger.labels import OTHER
 from meter_proxy.quota.charge import KEY_HOLDER, Unit
 from meter_proxy.telemetry.exposition import Counter, Distribution, Family, Gauge, Histogram, Sum
+from meter_proxy.telemetry.quota_board import QuotaBoard
 from meter_proxy.telemetry.quota_gauges import QuotaGauges, QuotaState
 from meter_proxy.telemetry.quota_rules import WatchedRules
 from meter_proxy.telemetry.servers import UNKNOWN_SERVER, Server, servers_of
@@ -214,6 +215,7 @@ class Metrics:
 
     def __init__(self, *, version: str, servers: Mapping[str, Server]) -> None:
         """`servers`: upstream name -> where it is."""
+        self.version = version
         self._servers = servers
         self._series: dict[tuple[object, ...], _Series] = {}
         self._snapshots: dict[str, Snapshot] = {}  # worker -> its last one
@@ -246,6 +248,7 @@ class Metrics:
         )
         self.inflight = Gauge("meter_proxy_inflight_requests", "Exchanges in flight.", ("model",))
         self.quotas = QuotaGauges()
+        self.quota_board = QuotaBoard()  # the same for all of them, as `/api/quotas` shows it
         self.quota_rejections = Counter(
             "meter_proxy_quota_rejections_total", "Requests refused by a quota.", ("key", "rule")
         )
@@ -299,7 +302,9 @@ class Metrics:
         """By this configuration is served from `now` on (Unix seconds)."""
         self._servers = servers_of(config.upstreams)
         self._series.clear()
-        self.quotas.configure(WatchedRules(config), now)
+        rules = WatchedRules(config)
+        self.quotas.configure(rules, now)
+        self.quota_board.configure(rules)
 
     @property
     def families(self) -> list[Family]:
@@ -368,6 +373,7 @@ class Metrics:
         for key, rule, count in _grown(snapshot.quota_rejected, last.quota_rejected):
             self.quota_rejections.add((key, rule), count)
         self.quotas.absorb(snapshot.quotas)
+        self.quota_board.absorb(snapshot.quotas)
         for reason, count in _grown(snapshot.bad_usage.items(), last.bad_usage.items()):
             self.bad_usage.add((reason,), count)
         for name, (counts, total) in snapshot.distributions.items():

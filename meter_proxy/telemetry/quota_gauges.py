@@ -74,11 +74,7 @@ class QuotaGauges:
                     continue  # the worker used it before the reload that changed it
                 state = msgspec.structs.replace(state, limit=rule.limit)
             known = self._states.get(labels)
-            if known is not None and state.window == known.window:
-                if state.used < known.used and state.unit is not Unit.CONCURRENT:
-                    state = msgspec.structs.replace(state, used=known.used)
-            elif known is not None and state.ends_at < known.ends_at:
-                continue
+            state = newer(state, known)
             if state != known:
                 self._states.pop(labels, None)
                 self._states[labels] = state
@@ -110,6 +106,17 @@ class QuotaGauges:
             labels: _taken(state) / state.limit if state.limit else 1.0 for labels, state in self._states.items()
         }
         self.reset.values = {labels: state.ends_at for labels, state in self._states.items() if state.ends_at}
+
+
+def newer(state: QuotaState, known: QuotaState | None) -> QuotaState:
+    """What is known of a counter after `state` was told: a worker that heard of it earlier takes nothing back."""
+    if known is None:
+        return state
+    if state.window == known.window:
+        if state.used < known.used and state.unit is not Unit.CONCURRENT:
+            return msgspec.structs.replace(state, used=known.used)
+        return state
+    return known if state.ends_at < known.ends_at else state
 
 
 def _taken(state: QuotaState) -> int:

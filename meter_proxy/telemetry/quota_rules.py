@@ -11,6 +11,7 @@ from meter_proxy.quota.charge import ACCOUNT_HOLDER, KEY_HOLDER, Unit
 from meter_proxy.quota.windows import Window, window_at
 
 MAX_SERIES = 2_000  # of the gauges: rules times keys
+MAX_WATCHED = 50_000  # how full more of them are is known of those only that this machine uses
 _ID_CHARS = {None: 4, "total": 5, "month": 6, "week": 7, "day": 8, "hour": 10, "minute": 12, "second": 14}
 ACCOUNT = "account:"  # before the name of an account where a key's id could stand; no id has a colon
 
@@ -25,6 +26,8 @@ class WatchedRule(NamedTuple):
     per: str | None
     zone: str
     account: str
+    warn_at: float | None = None  # share of the limit
+    models: tuple[str, ...] | None = None  # None: all
 
     def window(self, now: float) -> Window:
         """Its window at `now` (Unix seconds)."""
@@ -50,7 +53,7 @@ class WatchedRules:
         self._config = config
         self._keys = {key.id: key for key in config.keys}
         self._found: dict[tuple[str, str, str], WatchedRule | None] = {}
-        first = list(islice(self._all(), MAX_SERIES + 1))
+        first = list(islice(self.all(), MAX_SERIES + 1))
         self.listed = first if len(first) <= MAX_SERIES else []  # each of them, unless they are too many to show
 
     def find(self, key: str, rule: str, unit: str) -> WatchedRule | None:
@@ -63,7 +66,8 @@ class WatchedRules:
             self._found[labels] = next(rules, None)
         return self._found[labels]
 
-    def _all(self) -> Iterator[WatchedRule]:
+    def all(self) -> Iterator[WatchedRule]:
+        """Each of them, made as it is asked for: 5 us. Those of the keys, then those of the accounts."""
         keys = chain.from_iterable(self._of(key) for key in self._keys)
         return chain(keys, chain.from_iterable(self._of(ACCOUNT + name) for name in self._config.accounts))
 
@@ -78,4 +82,6 @@ class WatchedRules:
             account = self._keys[key].account_id
         for quota in quotas:
             unit = Unit(quota.unit)
-            yield WatchedRule(key, quota.rule_id, unit, quota.limit, quota.per, quota.timezone, account)
+            yield WatchedRule(
+                key, quota.rule_id, unit, quota.limit, quota.per, quota.timezone, account, quota.warn_at, quota.models
+            )

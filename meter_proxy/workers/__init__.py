@@ -11,6 +11,7 @@ thread and keeps it that way: a fork copies only the thread that calls it, and t
 """
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -56,6 +57,8 @@ def serve(
                     store.start()
                 url = store.url if store is not None else config.redis.url
                 asyncio.run(check_store(url))  # in a loop of its own: it may leave threads, closing the loop ends them
+                gc.collect()
+                gc.freeze()  # before the workers are forked: what stays is neither looked through nor copied again
                 supervisor = Supervisor(config, serve_worker, listeners, store, url, say, source, watch)
                 asyncio.run(supervisor.run())
             finally:

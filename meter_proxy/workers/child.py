@@ -6,6 +6,7 @@ that may be used here, and nothing may be kept alive here that the parent closes
 
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -200,6 +201,7 @@ async def _serve(
     def is_ready(prepare_config: PrepareConfig) -> None:
         nonlocal prepare
         prepare = prepare_config
+        gc.freeze()  # what there is now stays: a collection would look through all of it, and hold the loop for it
         take_messages()  # some may have come while we started
         tell(line.READY + b"\n")
 

@@ -1,6 +1,9 @@
 """The admin listener over HTTP: its routes, parameters and answers."""
 
+import csv
+import io
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,21 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from meter_proxy.admin.app import About, WorkerState, build
 from meter_proxy.errors import ConfigError
+from meter_proxy.gateway.settlement import rfc3339
 from meter_proxy.ledger.journal import encode_line
+from meter_proxy.ledger.slots import SlotTable
+from meter_proxy.quota.charge import Unit
+from meter_proxy.quota.windows import window_at
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics, WorkerStats
+from meter_proxy.telemetry.quota_gauges import QuotaState
+from tests.support.httpraw import RawClient
 from tests.support.journals import open_journal
 from tests.support.records import usage_record
+from tests.support.waiting import until_async
+from tests.unit.telemetry.quota_configs import config_with, key
+from tests.unit.telemetry.test_live import admission as live_admission
 
 
 class FakeProxy:
@@ -28,6 +40,7 @@ class FakeProxy:
         self.notes: list[str] = []
         self.faults: list[str] = []
         self.uptime_s = 12.5
+        self.state = "ready"
 
     def reasons_not_ready(self) -> list[str]:
         """What the test put there."""
@@ -39,7 +52,7 @@ class FakeProxy:
 
     def worker_states(self) -> Sequence[WorkerState]:
         """One."""
-        return [WorkerState(index=0, pid=4711, state="ready", restarts=2)]
+        return [WorkerState(index=0, pid=4711, state=self.state, restarts=2)]
 
     def about(self) -> About:
         """As it is."""
@@ -138,6 +151,96 @@ async def test_usage_is_totalled_as_asked(client: TestClient[Any, Any]) -> None:
     assert (row["day"], row["requests"]) == ("2026-03-03", 50)
 
 
+async def test_usage_of_one_key(client: TestClient[Any, Any]) -> None:
+    """With any columns."""
+    rows = (await get(client, "/api/usage?by=key,day&key=bob"))["data"]
+    assert {row["key"] for row in rows} == {"bob"}
+    assert sum(row["requests"] for row in rows) == 125
+    (row,) = (await get(client, "/api/usage?by=model&key=bob&since=2026-03-03"))["data"]
+    assert (row["model"], row["requests"]) == ("m1", 25)
+    assert (await get(client, "/api/usage?key=nobody"))["data"] == []
+
+
+async def exported(client: TestClient[Any, Any], path: str, name: str, content_type: str) -> str:
+    async with client.get(path) as response:
+        assert (response.status, response.content_type, response.charset) == (200, content_type, "utf-8")
+        assert response.headers["Content-Disposition"] == f'attachment; filename="{name}"'
+        return await response.text()
+
+
+async def test_reports_as_csv_say_the_same(client: TestClient[Any, Any], metrics: Metrics) -> None:
+    """A heading, then a line for each row of the JSON."""
+    metrics.configured(config_with(key("alice", {"tokens": 9, "per": "day", "models": ["a", "b"]})), time.time())
+    for path, name in (
+        ("/api/usage?by=day,key", "usage"),
+        ("/api/records?limit=3", "records"),
+        ("/api/quotas", "quotas"),
+    ):
+        text = await exported(client, f"{path}{'&' if '?' in path else '?'}format=csv", f"{name}.csv", "text/csv")
+        rows = list(csv.DictReader(io.StringIO(text)))
+        data = (await get(client, path))["data"]
+        assert list(rows[0]) == list(data[0])
+        assert rows == [{column: csv_text(value) for column, value in row.items()} for row in data]
+        assert text.endswith("\n") and "\r" not in text
+
+
+def csv_text(value: Any) -> str:
+    """As the documentation says."""
+    if isinstance(value, list):
+        return " ".join(value)
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.mark.parametrize("query", ["", "?format=csv"])
+@pytest.mark.parametrize("path", ["/api/records", "/api/usage", "/api/quotas"])
+async def test_a_report_without_its_body(client: TestClient[Any, Any], path: str, query: str) -> None:
+    """HEAD: not a byte more, or it would begin the next answer."""
+    raw = await RawClient.connect(str(client.make_url("/")).rstrip("/"))
+    async with raw:
+        response = await raw.request("HEAD", path + query)
+        assert (response.status, await response.read()) == (200, b"")
+        response = await raw.request("GET", "/healthz")
+        assert (response.status, await response.read()) == (200, b'{"status":"ok"}')
+
+
+async def test_records_as_json_lines(client: TestClient[Any, Any]) -> None:
+    """For programs that read line by line; without records, no line."""
+    text = await exported(client, "/api/records?limit=300&format=jsonl", "records.jsonl", "application/jsonl")
+    assert [json.loads(line) for line in text.splitlines()] == (await get(client, "/api/records?limit=300"))["data"]
+    assert await exported(client, "/api/records?key=x&format=jsonl", "records.jsonl", "application/jsonl") == ""
+
+
+async def test_a_name_that_callers_made_up_is_no_formula(client: TestClient[Any, Any], tmp_path: Path) -> None:
+    """Model names are theirs; a spreadsheet would run them."""
+    worker = tmp_path / "w5"
+    worker.mkdir()
+    record = usage_record(model="=cmd|' /C calc'!A0", time="2026-03-05T12:00:00.000Z")
+    open_journal(worker).append(encode_line(record, "other"))
+
+    async def look() -> str | None:
+        text = await exported(client, "/api/records?limit=1&format=csv", "records.csv", "text/csv")
+        return text if record.id in text else None
+
+    text = await until_async(look, "the record")
+    assert next(csv.DictReader(io.StringIO(text)))["model"] == "'=cmd|' /C calc'!A0"
+
+
+async def test_quotas_are_those_of_the_configuration(client: TestClient[Any, Any], metrics: Metrics) -> None:
+    """With what workers say is used of them; see `QuotaBoard`."""
+    assert await get(client, "/api/quotas") == {"total": 0, "data": []}
+    keys = [key(name, {"name": "daily", "tokens": 200, "per": "day"}) for name in ("alice", "bob", "carl")]
+    metrics.configured(config_with(*keys), time.time())
+    window = window_at("day", "UTC", time.time())
+    state = QuotaState("bob", "daily", Unit.TOKENS, window.id, window.ends_at, 200, 50, 0)
+    metrics.absorb("w0", msgspec.structs.replace(WorkerStats().snapshot(), quotas=[state]))
+    answer = await get(client, "/api/quotas")
+    assert answer["total"] == 3
+    assert [(row["key"], row["used"]) for row in answer["data"]] == [("bob", 50), ("alice", 0), ("carl", 0)]
+    assert (await get(client, "/api/quotas?limit=1&offset=1"))["data"] == answer["data"][1:2]
+    assert [row["key"] for row in (await get(client, "/api/quotas?q=AR"))["data"]] == ["carl"]
+    assert (await get(client, "/api/quotas?key=bob"))["total"] == 1
+
+
 async def test_the_top_is_the_most_expensive_first(client: TestClient[Any, Any]) -> None:
     """So many rows, and how many there are."""
     answer = await get(client, "/api/usage?by=model,key&top=2")
@@ -158,6 +261,12 @@ async def test_about_is_what_the_page_writes_into_its_examples(client: TestClien
 @pytest.mark.parametrize(
     ("path", "parameter"),
     [
+        ("/api/records?format=xml", "format"),
+        ("/api/usage?format=jsonl", "format"),
+        ("/api/quotas?offset=-1", "offset"),
+        ("/api/quotas?limit=1001", "limit"),
+        ("/api/live?limit=0", "limit"),
+        ("/api/live?key=alice", "key"),
         ("/api/records?limit=0", "limit"),
         ("/api/records?limit=-1", "limit"),
         ("/api/records?limit=100001", "limit"),
@@ -208,17 +317,38 @@ async def test_health_and_readiness(client: TestClient[Any, Any], proxy: FakePro
     assert await get(client, "/healthz") == {"status": "ok"}
 
 
-async def test_live_shows_workers_and_what_is_in_flight(client: TestClient[Any, Any], metrics: Metrics) -> None:
-    """By model."""
+async def test_live_shows_workers_and_what_is_in_flight(
+    client: TestClient[Any, Any], metrics: Metrics, proxy: FakeProxy, tmp_path: Path
+) -> None:
+    """By model; and each exchange that a serving worker has in its slots."""
     stats = WorkerStats()
     stats.inflight_add("m", 1)
     metrics.absorb("w0", stats.snapshot())
+    still = {"requests_per_s": 0.0, "input_tokens_per_s": 0.0, "output_tokens_per_s": 0.0}
     assert await get(client, "/api/live") == {
         "ready": True,
         "uptime_s": 12.5,
         "workers": [{"index": 0, "pid": 4711, "state": "ready", "restarts": 2}],
         "inflight": {"other": 1},
+        "streams": [],
+        "streams_total": 0,
+        "rates": still,
     }
+    slots = SlotTable(tmp_path / "w0", slots=4)
+    for number in range(3):
+        admission = live_admission(id=f"r{number}", time=rfc3339(time.time() - number))
+        slot = slots.take(admission.slot_text())
+        assert slot is not None
+        slot.forwarded()
+        slot.count(5)
+    live = await get(client, "/api/live?limit=2")
+    assert [stream["id"] for stream in live["streams"]] == ["r2", "r1"]
+    assert live["streams_total"] == 3
+    assert live["rates"]["requests_per_s"] == pytest.approx(0.3, rel=0.15)
+    assert live["rates"]["output_tokens_per_s"] == pytest.approx(1.5, rel=0.15)
+    assert live["rates"]["input_tokens_per_s"] == pytest.approx(3.0, rel=0.15)
+    proxy.state = "starting"  # what stands there is of a process that was killed
+    assert (await get(client, "/api/live"))["streams"] == []
 
 
 async def test_reload_says_what_is_wrong(client: TestClient[Any, Any], proxy: FakeProxy) -> None:

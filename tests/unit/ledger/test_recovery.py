@@ -76,7 +76,7 @@ def test_a_live_stream_is_billed_as_counted_and_crashed(killed: Killed, tmp_path
     """Every member of the record is what it would have been."""
     slot = killed.serve("a", client_request_id="mine")
     slot.answered(200)
-    slot.count(3)
+    slot.words[slot.counter] = 3
     assert killed.recover() == 1
     (record,) = iter_records(tmp_path)
     assert (record.outcome, record.basis, record.output_tokens, record.status) == ("crashed", "counted", 3, 200)
@@ -123,7 +123,8 @@ def test_before_the_first_token_nothing_is_billed(killed: Killed, tmp_path: Path
 
 def test_a_settled_exchange_whose_slot_was_not_freed_is_billed_once(killed: Killed, tmp_path: Path) -> None:
     """The journal is the commit point; the slot comes after it."""
-    killed.serve("a").count(3)
+    slot = killed.serve("a")
+    slot.words[slot.counter] = 3
     settled = admission("a").record(
         NOTHING, outcome=Outcome.COMPLETED, status=200, response_model=None, ttft_ms=None, duration_ms=1.0
     )
@@ -135,7 +136,8 @@ def test_a_settled_exchange_whose_slot_was_not_freed_is_billed_once(killed: Kill
 def test_recovering_again_changes_nothing(killed: Killed, tmp_path: Path) -> None:
     """A recovery that was killed before the slots were made anew runs again: same books."""
     for number in range(5):
-        killed.serve(str(number)).count(number)
+        slot = killed.serve(str(number))
+        slot.words[slot.counter] = number
     assert killed.recover() == 5
     first = list(iter_records(tmp_path))
     assert killed.recover() == 0
@@ -145,7 +147,8 @@ def test_recovering_again_changes_nothing(killed: Killed, tmp_path: Path) -> Non
 def test_a_recovery_killed_in_the_middle_of_a_line_goes_on(killed: Killed, tmp_path: Path) -> None:
     """The torn line is cut off, and its exchange written anew."""
     for number in range(3):
-        killed.serve(str(number)).count(1)
+        slot = killed.serve(str(number))
+        slot.words[slot.counter] = 1
     killed.recover()
     path = killed.journal.path
     whole = path.read_bytes().rstrip(b"\0")
@@ -157,7 +160,8 @@ def test_a_recovery_killed_in_the_middle_of_a_line_goes_on(killed: Killed, tmp_p
 def test_a_slot_that_cannot_be_read_does_not_stop_the_others(killed: Killed, tmp_path: Path) -> None:
     """It is logged; the rest is billed."""
     killed.table.take(b"not json")
-    killed.serve("a").count(1)
+    slot = killed.serve("a")
+    slot.words[slot.counter] = 1
     assert killed.recover() == 1
     assert [record.id for record in iter_records(tmp_path)] == ["a"]
 
@@ -179,7 +183,8 @@ def test_a_slot_text_is_read_as_it_was_written() -> None:
 def test_a_crash_is_charged_to_the_counters_of_its_admission(killed: Killed, tmp_path: Path) -> None:
     """Unless nothing of it had reached an upstream: then it was no request."""
     charge = Charge("k", "requests-day", "20260101", Unit.REQUESTS, 1_767_312_000)
-    killed.serve("a", charges=(charge,)).count(1)
+    slot = killed.serve("a", charges=(charge,))
+    slot.words[slot.counter] = 1
     killed.table.take(admission("b", charges=(charge,)).slot_text())
     killed.recover()
     assert {record.id: record.charges for record in iter_records(tmp_path)} == {"a": (charge,), "b": ()}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from meter_proxy.ledger.slots import SLOT_BYTES, TEXT_BYTES, Slot, SlotTable, read_live
+from meter_proxy.ledger.slots import SLOT_BYTES, TEXT_BYTES, Slot, SlotTable, read_live, read_some
 from meter_proxy.metering.tally import Reading
 from meter_proxy.usage import Basis, Usage
 
@@ -36,12 +36,28 @@ def test_a_taken_slot_is_live_with_its_text_until_it_is_freed(table: SlotTable, 
     assert read_live(tmp_path) == []
 
 
+def test_live_slots_are_read_some_at_a_time_beside_the_process(table: SlotTable, tmp_path: Path) -> None:
+    """So many slots from one on; and whether there are more. Nothing is written, no mapping kept."""
+    slots = [take(table, b"%d" % number) for number in range(4)]
+    slots[1].free()
+    before = (tmp_path / "slots").read_bytes()
+    some, is_more = read_some(tmp_path, 0, 2)
+    assert ([progress.text for progress in some], is_more) == ([b"0"], True)
+    rest, is_more = read_some(tmp_path, 2, 2)
+    assert ([progress.text for progress in rest], is_more) == ([b"2", b"3"], False)
+    assert read_some(tmp_path, 2, 100)[0] == rest
+    assert read_some(tmp_path, 4, 2) == ([], False)
+    assert (tmp_path / "slots").read_bytes() == before
+    assert Path("/proc/self/maps").read_text().count(f"{tmp_path}/slots") == 1  # the table's own
+    assert read_some(tmp_path / "nowhere", 0, 2) == ([], False)
+
+
 def test_counts_are_there_at_once(table: SlotTable, tmp_path: Path) -> None:
     """One store per read: the number of content events is the bill of a stream without usage."""
     slot = take(table)
     slot.forwarded()
     slot.answered(200)
-    slot.count(7)
+    slot.words[slot.counter] = 7
     (progress,) = read_live(tmp_path)
     assert (progress.content_events, progress.status, progress.reached_upstream) == (7, 200, True)
     assert (progress.reading.basis, progress.reading.usage.output_tokens) == (Basis.COUNTED, 7)
@@ -70,7 +86,7 @@ def test_counts_go_on_after_a_note(table: SlotTable, tmp_path: Path) -> None:
     note(slot, Reading(Usage(9, 5), Basis.REPORTED, Basis.REPORTED), content_events=3, finished=True)
     slot.free()
     again = take(table)
-    again.count(1)
+    again.words[again.counter] = 1
     (progress,) = read_live(tmp_path)
     assert (progress.finished, progress.reading) == (False, Reading(Usage(output_tokens=1), Basis.COUNTED, None))
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from meter_proxy.ledger.books import REQUESTS
 from meter_proxy.ledger.journal import Journal, JournalRecord, encode_line
 from meter_proxy.ledger.totals import summarise
 from meter_proxy.telemetry import feed as feed_module
 from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics, WorkerStats
 from meter_proxy.telemetry.publish import STATS_FILE, read_snapshot, write_snapshot
-from meter_proxy.telemetry.records import RecentRecords
+from meter_proxy.telemetry.records import RecentRecords, as_row
 from meter_proxy.usage import Operation
 from tests.support.journals import open_journal
 from tests.support.waiting import until
@@ -60,9 +61,9 @@ async def test_what_was_there_before_is_no_metric_but_is_shown(tmp_path: Path, m
     settle(journal(tmp_path, 0), journal_record(id="after", time="2026-03-01T12:00:01.000Z"))
     async with running(feed):
         shown = [msgspec.json.decode(record)["id"] for record in await feed.records(10)]
-        (row,) = await feed.usage(("key",))
+        ((_, totals),) = await feed.usage(("key",))
     assert shown == ["before", "after"]
-    assert row["requests"] == 2
+    assert totals[REQUESTS] == 2
     assert sum(metrics.requests.values.values()) == 1
 
 
@@ -91,7 +92,7 @@ async def test_a_long_past_does_not_hold_the_loop(
         while not asked.done():
             turns += 1
             await asyncio.sleep(0)
-        assert (await asked)[0]["requests"] == 100
+        assert (await asked)[0][1][REQUESTS] == 100
     assert turns >= 9
 
 
@@ -114,7 +115,8 @@ async def test_usage_since_an_instant_counts_its_day_in_part(
     feed = RecordFeed(tmp_path, metrics, workers=1)
     since = datetime.fromisoformat("2026-03-01T12:00:00+00:00").timestamp()
     async with running(feed):
-        rows = await feed.usage(("day",), since)
+        rows = [as_row(total, ("day",)) for total in await feed.usage(("day",), since)]
+        assert await feed.usage(("day",), since, "nobody") == []
     assert rows == summarise(records, ("day",), since)
     assert [row["requests"] for row in rows] == [2, 1, 1]
 

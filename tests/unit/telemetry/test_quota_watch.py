@@ -10,7 +10,7 @@ from meter_proxy.quota.charge import Unit
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry import quota_watch
 from meter_proxy.telemetry.quota_gauges import QuotaState
-from meter_proxy.telemetry.quota_rules import WatchedRules
+from meter_proxy.telemetry.quota_rules import MAX_SERIES, WatchedRules
 from meter_proxy.telemetry.quota_watch import BATCH, NEWS_S, QuotaWatch
 from tests.support.waiting import until
 from tests.unit.telemetry.quota_configs import config_with, key
@@ -123,3 +123,12 @@ async def test_rules_are_read_in_batches_and_new_ones_after_a_reload() -> None:
     it.store.reads.clear()
     await it.rounds()
     assert it.store.reads[0] == [PLACE]
+
+
+async def test_more_rules_are_read_than_prometheus_shows() -> None:
+    """`/api/quotas` knows them all."""
+    it = Watched(*(key(f"k{number}", DAILY) for number in range(MAX_SERIES + BATCH)))
+    last = f"k{MAX_SERIES + BATCH - 1}"
+    it.store.hashes[f"mp:{{{last}}}:quota:k:{last}:daily:20260131"] = {"used": "3"}
+    await it.rounds(MAX_SERIES // BATCH + 1)
+    assert [(state.key, state.used) for state in it.watch.news] == [(last, 3)]
