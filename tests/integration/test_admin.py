@@ -340,7 +340,7 @@ async def test_live_shows_workers_and_what_is_in_flight(
         slot = slots.take(admission.slot_text())
         assert slot is not None
         slot.forwarded()
-        slot.count(5)
+        slot.words[slot.counter] = 5
     live = await get(client, "/api/live?limit=2")
     assert [stream["id"] for stream in live["streams"]] == ["r2", "r1"]
     assert live["streams_total"] == 3

@@ -54,7 +54,7 @@ async def test_a_stream_shows_what_it_would_cost_now(table: SlotTable, tmp_path:
 
     slot.forwarded()
     assert await shown() == (0, 0)
-    slot.count(7)
+    slot.words[slot.counter] = 7
     assert await shown() == (10, 7)
     reading = Reading(Usage(12, 9, None, None), Basis.RUNNING, Basis.RUNNING)
     slot.note(reading, content_events=9, finished=False, done=False, failed=False)
