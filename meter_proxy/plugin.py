@@ -20,6 +20,7 @@ from pathlib import Path
 from aiohttp import web
 
 from meter_proxy import __version__
+from meter_proxy.admin.page import Page
 from meter_proxy.admin.readiness import note_of_outage
 from meter_proxy.config.load import load_config
 from meter_proxy.config.reload import refuse_fixed_changes
@@ -227,6 +228,8 @@ def install(app: web.Application, installed: MeterProxy) -> None:
         app.router.add_get(prefix + ORGANIZATION_USAGE, _organization_usage)
         app.router.add_get(prefix + ORGANIZATION_COSTS, _organization_costs)
         add_billing(app, prefix)
+    if installed.config.usage_page:
+        Page("usage.html", api_prefix=installed.config.path_prefixes[0]).add_to(app.router, USAGE)
     app.on_shutdown.append(installed.drain)
     app.cleanup_ctx.append(installed.running)
 

@@ -1,13 +1,12 @@
 """The routes of the admin listener.
 
-GET  /                        what there is, for people
+GET  /  /static/...           the usage page (see page.py)
+GET  /about.json              what the page needs to know of this proxy
 GET  /metrics                 Prometheus
 GET  /healthz  /readyz        alive; able to serve (503 and the reasons if not)
 GET  /api/...                 records, usage, quotas, what is in flight: api.py
 POST /-/reload
 """
-
-from importlib.resources import files
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -15,21 +14,23 @@ from aiohttp.typedefs import Handler
 from meter_proxy.admin import readiness
 from meter_proxy.admin.api import Api, json_answer
 from meter_proxy.admin.guard import error, guard
-from meter_proxy.admin.proxy import Proxy, WorkerState
+from meter_proxy.admin.page import Page
+from meter_proxy.admin.proxy import About, Proxy, WorkerState
 from meter_proxy.admin.queries import BadParameter
 from meter_proxy.errors import ConfigError
 from meter_proxy.telemetry.exposition import CONTENT_TYPE
 from meter_proxy.telemetry.feed import RecordFeed
 from meter_proxy.telemetry.metrics import Metrics
 
-__all__ = ["Proxy", "WorkerState", "build"]
+__all__ = ["About", "Proxy", "WorkerState", "build"]
 
 
 def build(metrics: Metrics, feed: RecordFeed, proxy: Proxy, *, admin_token: str | None) -> web.Application:
     """The admin application."""
     admin = Admin(metrics, proxy)
     app = web.Application(middlewares=[_errors, guard(admin_token)])
-    app.router.add_get("/", admin.page)
+    Page("index.html", needs_token="no" if admin_token is None else "yes").add_to(app.router, "/")
+    app.router.add_get("/about.json", admin.about)
     app.router.add_get("/metrics", admin.metrics)
     app.router.add_get("/healthz", admin.healthz)
     app.router.add_get("/readyz", admin.readyz)
@@ -45,11 +46,10 @@ class Admin:
     def __init__(self, metrics: Metrics, proxy: Proxy) -> None:
         self._metrics = metrics
         self._proxy = proxy
-        self._page = files("meter_proxy.admin").joinpath("static/index.html").read_bytes()
 
-    async def page(self, request: web.Request) -> web.Response:
-        """A list of links."""
-        return web.Response(body=self._page, content_type="text/html", charset="utf-8")
+    async def about(self, request: web.Request) -> web.Response:
+        """What callers have to know of this proxy."""
+        return json_answer(self._proxy.about())
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Prometheus' text format."""
@@ -92,7 +92,6 @@ async def _sign(request: web.Request, response: web.StreamResponse) -> None:
     """Tell nobody which server this is; let no browser guess types, frame the page or keep an answer."""
     response.headers.popall("Server", None)
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Content-Security-Policy"] = (
-        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-    )
-    response.headers["Cache-Control"] = "no-store"
+    # The page has its own.
+    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    response.headers.setdefault("Cache-Control", "no-store")

@@ -1,7 +1,8 @@
 """Who may ask the admin listener.
 
 With an `admin_token`: everybody who sends it as `Authorization: Bearer` (for Prometheus: `authorization` with
-`credentials` in the scrape configuration). Health stays open, for the probes of orchestrators.
+`credentials` in the scrape configuration). Health stays open, for the probes of orchestrators, and so do the files of
+the usage page: they hold nothing, and ask the reader for the token.
 
 Without one the listener is on loopback, and the danger is a web page in a browser on this machine: so no request
 from a foreign origin, and none under a foreign host name (DNS rebinding makes the two the same).
@@ -16,6 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+PAGE, PAGE_FILES = "/", "/static/"
 
 
 def error(status: int, code: str, message: str, *, param: str | None = None) -> web.Response:
@@ -33,7 +35,7 @@ def guard(admin_token: str | None) -> Middleware:
     async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in OPEN_PATHS:
             return await handler(request)
-        if expected is not None and not _has_token(request, expected):
+        if expected is not None and not _is_page(request.path) and not _has_token(request, expected):
             refusal = error(401, "invalid_admin_token", "Send the admin_token as `Authorization: Bearer TOKEN`.")
             refusal.headers["WWW-Authenticate"] = "Bearer"
             return refusal
@@ -44,6 +46,10 @@ def guard(admin_token: str | None) -> Middleware:
         return await handler(request)
 
     return admit
+
+
+def _is_page(path: str) -> bool:
+    return path == PAGE or path.startswith(PAGE_FILES)
 
 
 def _has_token(request: web.Request, expected: bytes) -> bool:

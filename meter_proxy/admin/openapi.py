@@ -108,11 +108,15 @@ def _reports() -> dict[str, Any]:
             "reports",
             "usage",
             "Totals by key, model and day, or some of them; sorted by these columns",
-            obj({"data": array(ref("UsageRow"))}),
+            obj(
+                {"total": whole("With `top`: how many rows there are.", minimum=0), "data": array(ref("UsageRow"))},
+                optional=("total",),
+            ),
             [
                 _query("by", text("The columns: any of key, model, day, in any order.", default="key,model,day")),
                 since,
                 key,
+                _query("top", whole("Only the most expensive so many, these first.", minimum=1, maximum=1_000)),
                 _format("json", "csv"),
             ],
             ("text/csv",),
@@ -222,7 +226,12 @@ def _caller() -> dict[str, Any]:
             fails=("400", "401", "503"),
         )
     paths["/v1/usage"] = _get(
-        "caller", "keyUsage", "The caller's own usage of today, and its quotas", ref("KeyUsage"), [], fails=("401",)
+        "caller",
+        "keyUsage",
+        "The caller's own usage of today and of the last days, and its quotas",
+        ref("KeyUsage"),
+        [_query("days", whole("So many UTC days, today's included.", minimum=1, maximum=92, default=1))],
+        fails=("400", "401"),
     )
     for item in paths.values():
         item["get"]["security"] = [{"apiKey": []}]

@@ -15,6 +15,15 @@ class WorkerState(msgspec.Struct, frozen=True):
     restarts: int
 
 
+class About(msgspec.Struct, frozen=True):
+    """What the usage page writes into its examples. `models`: names that can be asked for as they stand."""
+
+    version: str
+    base_url: str
+    models: list[str]
+    needs_key: bool
+
+
 class Proxy(Protocol):
     """What is asked about the running proxy; `workers.Supervisor` answers."""
 
@@ -30,6 +39,9 @@ class Proxy(Protocol):
     @property
     def uptime_s(self) -> float:
         """Since when it runs."""
+
+    def about(self) -> About:
+        """What callers have to know of it."""
 
     async def reload(self) -> None:
         """Read the configuration again and serve by it; `ConfigError`, and nothing changed, if it is not good."""

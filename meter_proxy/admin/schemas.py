@@ -131,6 +131,12 @@ _OWN_QUOTA = obj(
         "warning": {"type": "boolean"},
     }
 )
+_DAY = obj(
+    {
+        "day": text(format="date"),
+        "models": array(obj({"model": text(), **dict.fromkeys(FIELDS[:-1], _COUNT), "cost_usd": _DOLLARS})),
+    }
+)
 KEY_USAGE = obj(
     {
         "object": {"const": "usage"},
@@ -138,12 +144,8 @@ KEY_USAGE = obj(
         "account": text(),
         "as_of": _INSTANT,
         "live": {"type": "boolean", "description": "false while Redis is away: the figures may be too low."},
-        "today": obj(
-            {
-                "day": text(format="date"),
-                "models": array(obj({"model": text(), **dict.fromkeys(FIELDS[:-1], _COUNT), "cost_usd": _DOLLARS})),
-            }
-        ),
+        "today": _DAY,
+        "days": {**array(_DAY), "description": "Those with usage, oldest first."},
         "quotas": array(_OWN_QUOTA),
     }
 )

@@ -14,7 +14,7 @@ from meter_proxy.config import marks, values
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import ConfigError
 
-FIXED = ("listen", "admin", "admin_token", "workers", "state_dir", "path_prefixes", "journal")
+FIXED = ("listen", "admin", "admin_token", "workers", "state_dir", "path_prefixes", "usage_page", "journal")
 FIXED_LIMITS = ("header_timeout_s",)  # connections that are open have it already
 FIXED_REDIS = ("url", "usage_retention_s")
 NAMES_A_FILE = ("api_key_file", "file")  # keys of the YAML whose value is the path of a secret

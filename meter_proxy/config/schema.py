@@ -339,6 +339,7 @@ class Config(Section):
     path_prefixes: tuple[PathPrefix, ...] = Field(
         ("/v1",), min_length=1, description="Where the operations are served."
     )
+    usage_page: Switch = Field(False, description="The page /usage, where holders of a key see what they used.")
     limits: Limits = Field(default_factory=Limits)
     redis: RedisConfig = Field(default_factory=RedisConfig)
     journal: JournalConfig = Field(default_factory=JournalConfig)

@@ -42,6 +42,7 @@ _log = logging.getLogger("meter_proxy.gateway")
 UPSTREAM_MODELS_TIMEOUT_S = 5.0
 CUT_WITHIN_S = 2.0  # after a cut every exchange only drains what is in flight (<= 250 ms) and settles
 UNKNOWN_KEY = "unknown"
+MAX_DAYS = 92  # of one answer: a quarter
 
 
 class Gateway:
@@ -266,12 +267,13 @@ class Gateway:
         return self._inbound.identify(request, time.time())
 
     async def usage(self, request: web.Request) -> web.StreamResponse:
-        """The caller's own usage and quotas."""
+        """The caller's own usage and quotas; with `?days=30` also those days."""
         try:
             caller = self.identify(request)
+            days = _days(request.query.get("days", "1"))
         except ClientError as exc:
             return client_error(request, exc)
-        document = await self.quotas.statement(caller)
+        document = await self.quotas.statement(caller, days)
         response = web.Response(body=msgspec.json.encode(document), content_type="application/json")
         response.headers["Cache-Control"] = "no-store"
         response.headers.extend(cors_headers(request))
@@ -330,6 +332,12 @@ class Waiting(Protocol):
 
     def body_is_late(self) -> None:
         """It did not come in time."""
+
+
+def _days(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= MAX_DAYS):
+        raise ClientError(400, "invalid_type", f"days must be a whole number from 1 to {MAX_DAYS}.", param="days")
+    return int(text)
 
 
 def _late_bodies(config: Config) -> Deadlines[Waiting]:

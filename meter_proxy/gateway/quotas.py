@@ -21,6 +21,7 @@ from meter_proxy.telemetry.metrics import WorkerStats
 from meter_proxy.usage import Operation
 
 UNAVAILABLE_RETRY_S = 5
+DAY_S = 86_400
 
 
 class MustAsk(Enum):
@@ -106,20 +107,21 @@ class QuotaGate:
         """What is left after this admission, for the reply."""
         return grant.tab.quotas.headers(grant.tab)
 
-    async def statement(self, caller: Caller) -> dict[str, Any]:
-        """The caller's own usage of today, and its quotas. See `quota/statement.py`."""
+    async def statement(self, caller: Caller, days: int = 1) -> dict[str, Any]:
+        """The caller's own usage of the last `days` UTC days, and its quotas. See `quota/statement.py`."""
         ledger, now = self._ledger, self._ledger.now()
-        lines, totals = await self.lines(caller), None
+        lines = await self.lines(caller)
+        dates = [datetime.fromtimestamp(now - DAY_S * ago, UTC).date() for ago in range(days)]
+        used: list[dict[str, dict[str, int]]] | None = None
         if ledger.quotas is not None:
-            totals = await ledger.usage_on(
-                caller.account, caller.key_id, datetime.fromtimestamp(now, UTC).strftime("%Y%m%d")
-            )
+            names = [f"{date:%Y%m%d}" for date in dates]
+            used = await ledger.usage_on(caller.account, caller.key_id, names)
         return statement(
             key=caller.key_id,
             account=caller.account,
             now=now,
-            live=totals is not None and ledger.store_up,
-            totals=totals or {},
+            live=used is not None and ledger.store_up,
+            days=[(date.isoformat(), totals) for date, totals in zip(dates, used or [{}] * days, strict=True)],
             lines=lines,
         )
 

@@ -270,19 +270,18 @@ class Ledger:
         except OSError as exc:
             _log.error("cannot bring %s to the disk: %s", self._journal.directory, exc.strerror)
 
-    async def usage_on(self, account: str, key: str, day: str) -> dict[str, dict[str, int]] | None:
-        """What a key has used on a UTC day (YYYYMMDD), over all workers: model -> field -> amount. None: not known."""
+    async def usage_on(self, account: str, key: str, days: Sequence[str]) -> list[dict[str, dict[str, int]]] | None:
+        """What a key has used on each of these UTC days (YYYYMMDD), over all workers: model -> field -> amount.
+
+        None: not known.
+        """
         if self.store is None:
             return None
         try:
-            (fields,) = await self.store.read_hashes([usage_key(account, key, day)])
+            hashes = await self.store.read_hashes([usage_key(account, key, day) for day in days])
         except StoreError:
             return None
-        totals: dict[str, dict[str, int]] = {}
-        for name, amount in fields.items():
-            model, _, field = name.rpartition("|")
-            totals.setdefault(model, {})[field] = int(amount)
-        return totals
+        return [_by_model(fields) for fields in hashes]
 
     def _write_waiting(self) -> None:
         while self._unwritten:
@@ -459,3 +458,12 @@ def refuse_former_format(state_dir: Path) -> None:
 
 def _records(count: int) -> str:
     return f"{count} record{'' if count == 1 else 's'}"
+
+
+def _by_model(fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """A hash of usage, `MODEL|field` -> amount, as model -> field -> amount."""
+    totals: dict[str, dict[str, int]] = {}
+    for name, amount in fields.items():
+        model, _, field = name.rpartition("|")
+        totals.setdefault(model, {})[field] = int(amount)
+    return totals

@@ -3,9 +3,11 @@
     {"object": "usage", "key": "alice", "account": "alice", "as_of": "2026-01-31T12:00:00Z", "live": true,
      "today": {"day": "2026-01-31", "models": [{"model", "requests", "input_tokens", "output_tokens",
                "cached_input_tokens", "reasoning_tokens", "cost_usd"}]},
+     "days": [{"day", "models"}],
      "quotas": [{"rule", "scope": "key" or "account", "unit", "per", "models": [...] or null, "limit", "used",
                  "reserved", "remaining", "window", "began_at", "resets_at", "timezone", "warning": true or false}]}
 
+`days`: those asked for (`?days=30`) on which something was used, oldest first, today too; in the shape of `today`.
 `live`: false while Redis is away; then the figures are this worker's own, and may be too low. Amounts of a cost rule
 are US dollars, as strings with all their digits; all others are integers. Times are RFC 3339, UTC; null: never.
 """
@@ -30,22 +32,27 @@ class Line(NamedTuple):
     reserved: int
 
 
+Totals = Mapping[str, Mapping[str, int]]  # model -> field -> amount
+
+
 def statement(
-    *, key: str, account: str, now: float, live: bool, totals: Mapping[str, Mapping[str, int]], lines: Sequence[Line]
+    *, key: str, account: str, now: float, live: bool, days: Sequence[tuple[str, Totals]], lines: Sequence[Line]
 ) -> dict[str, Any]:
-    """The document. `totals`: model -> field -> amount, of this UTC day."""
+    """The document. `days`: what was used on UTC days, newest first; the first one is today."""
     return {
         "object": "usage",
         "key": key,
         "account": account,
         "as_of": _time(now),
         "live": live,
-        "today": {
-            "day": datetime.fromtimestamp(now, UTC).date().isoformat(),
-            "models": [_model(name, fields) for name, fields in sorted(totals.items())],
-        },
+        "today": _day(*days[0]),
+        "days": [_day(day, totals) for day, totals in reversed(days) if totals],
         "quotas": [_quota(line) for line in lines],
     }
+
+
+def _day(day: str, totals: Totals) -> dict[str, Any]:
+    return {"day": day, "models": [_model(name, fields) for name, fields in sorted(totals.items())]}
 
 
 def _model(name: str, fields: Mapping[str, int]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 
 from meter_proxy import __version__
-from meter_proxy.admin.app import WorkerState, build
+from meter_proxy.admin.app import About, WorkerState, build
 from meter_proxy.admin.readiness import STORE_IS_AWAY, note_of_outage
 from meter_proxy.config.reload import ConfigSource, refuse_fixed_changes
 from meter_proxy.config.schema import Config
@@ -135,6 +135,16 @@ class Supervisor:
     def worker_states(self) -> list[WorkerState]:
         """Each worker as it is now."""
         return [WorkerState(worker.index, worker.pid, worker.state, worker.restarts) for worker in self._workers]
+
+    def about(self) -> About:
+        """Where callers connect, and what they may ask for."""
+        config = self._config
+        return About(
+            version=__version__,
+            base_url=f"http://{self._listeners.public_address}{config.path_prefixes[0]}",
+            models=[name for name in config.models if "*" not in name],
+            needs_key=bool(config.keys),
+        )
 
     # From start to end.
 

@@ -4,9 +4,11 @@ import asyncio
 import hashlib
 import json
 import secrets
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from meter_proxy.usage import Basis, Outcome
 from tests.integration.conftest import StartProxy
@@ -305,6 +307,32 @@ async def test_a_caller_sees_its_own_usage_and_quotas(start: StartProxy) -> None
     assert quotas["tokens-total"]["scope"] == "account"
     assert quotas["tokens-total"]["used"] == record.input_tokens + record.output_tokens
     assert quotas["tokens-total"]["resets_at"] is None
+
+
+async def test_a_caller_sees_its_own_last_days(start: StartProxy, shared_store: str) -> None:
+    """`?days=30`: the days on which something was used, oldest first, none before the first one asked for."""
+    members = limited({"requests": 5, "per": "day"})
+    name = members["keys"][0]["id"]
+    proxy, _ = await start(Streams(answers.chat_stream("a", output_tokens=1)), **members)
+    days = {ago: datetime.now(UTC).date() - timedelta(days=ago) for ago in (0, 3, 29, 30)}
+    fields: dict[Any, Any] = {"m|requests": 2, "m|input_tokens": 5, "m|output_tokens": 7, "m|cost_nano_usd": 4_200_000}
+    async with Redis.from_url(shared_store) as redis:
+        for ago in (3, 29, 30):
+            await redis.hset(f"mp:{{{name}}}:usage:{name}:{days[ago]:%Y%m%d}", mapping=fields)
+    await ask(proxy)
+    await until(lambda: proxy.gateway.ledger.unsynced == 0, "the books are in Redis")
+    async with await RawClient.connect(proxy.url) as client:
+        document = await (await client.request("GET", "/v1/usage?days=30", key=KEY)).json()
+        assert [day["day"] for day in document["days"]] == [f"{days[ago]}" for ago in (29, 3, 0)]
+        assert document["days"][0]["models"] == [
+            {"model": "m", "requests": 2, "input_tokens": 5, "output_tokens": 7, "cost_usd": "0.0042"}
+        ]
+        assert document["days"][-1] == document["today"]
+        assert (await (await client.request("GET", "/v1/usage", key=KEY)).json())["days"] == [document["today"]]
+        for wrong in ("0", "93", "-1", "ten", "%D9%A3"):
+            response = await client.request("GET", f"/v1/usage?days={wrong}", key=KEY)
+            assert response.status == 400
+            assert (await response.json())["error"]["param"] == "days"
 
 
 async def test_without_enough_room_for_a_slice_the_rest_is_granted(start: StartProxy) -> None:

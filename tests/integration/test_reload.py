@@ -168,9 +168,10 @@ async def test_a_bad_file_changes_nothing(tmp_path: Path) -> None:
 
 async def test_what_only_a_start_can_change_is_refused_by_name(tmp_path: Path) -> None:
     async with running(tmp_path, Streams(EVENTS), keys=[key("alice")]) as proxy:
-        proxy.write(workers=1, keys=[key("bob")])
+        proxy.write(workers=1, usage_page=True, keys=[key("bob")])
         status, document = await proxy.reload()
-        assert (status, document["faults"]) == (422, ["workers cannot be changed while the proxy runs: restart it"])
+        why = "cannot be changed while the proxy runs: restart it"
+        assert (status, document["faults"]) == (422, [f"workers {why}", f"usage_page {why}"])
         await everywhere(proxy, "sk-bob", 401)
 
 

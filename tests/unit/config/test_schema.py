@@ -64,6 +64,7 @@ def test_what_is_left_out_has_the_defaults_of_the_contract(tmp_path: Path) -> No
     assert 1 <= config.workers <= 4
     assert config.state_dir == tmp_path / "state"
     assert config.path_prefixes == ("/v1",)
+    assert config.usage_page is False
     assert config.limits.max_body_bytes == 20 * 1024**2
     assert (config.redis.url, config.redis.usage_retention_s) == ("embedded", 400 * 86_400)
     assert (config.keys, config.plans, config.accounts) == ((), {}, {})
