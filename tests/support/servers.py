@@ -14,8 +14,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import urllib.error
 import sys
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence

@@ -36,7 +36,7 @@ class Transport:
     def keep_writes(self) -> list[bytes]:
         """Each write from now on by itself."""
         writes: list[bytes] = []
-        self.write = writes.append  # type: ignore[method-assign]
+        self.write = writes.append  # type: ignore[assignment, method-assign]
         return writes
 
     def is_closing(self) -> bool:
