@@ -47,7 +47,8 @@ def command(
 ) -> None:
     """Show live streams, keys and quotas.
 
-    Streams in flight, tokens per second, each key, and how full the quotas are. q quits. Output tokens per second of a stream are those since the last frame.
+    Streams in flight, tokens per second, each key, and how full the quotas are. q quits. Output tokens per second of
+    a stream are those since the last frame.
     """
     client = AdminClient(admin_url)
     if format is Format.JSON:
