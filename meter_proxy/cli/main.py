@@ -16,6 +16,7 @@ from meter_proxy.cli import (
     demo,
     doctor,
     healthcheck,
+    import_config,
     keys,
     mock_backend,
     records,
@@ -66,6 +67,7 @@ for name, module in {
     app.command(name, epilog=epilog(module.EXAMPLES))(module.command)
 app.add_typer(config.app, name="config")
 app.add_typer(keys.app, name="keys")
+app.add_typer(import_config.app, name="import")
 
 
 def main() -> None:
