@@ -14,12 +14,23 @@ import typer
 
 from meter_proxy.errors import MeterProxyError
 
-DEFAULT_ADMIN_URL = "http://127.0.0.1:9090"
 TOKEN_VARIABLE = "METER_PROXY_ADMIN_TOKEN"
 MAX_ANSWER_BYTES = 64 * 1024**2  # 100,000 records are ~70 MB; nothing that is asked here is near it
 
+
+class URL(str):
+    """What people type as one: `HOST:PORT` alone is good, too. (Its name stands in the help.)"""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> "URL":
+        return super().__new__(cls, (text if "://" in text else f"http://{text}").rstrip("/"))
+
+
+DEFAULT_ADMIN_URL = URL("http://127.0.0.1:9090")
 AdminUrlArgument: TypeAlias = Annotated[
-    str, typer.Argument(metavar="ADMIN_URL", help=f"The admin listener; its admin_token from {TOKEN_VARIABLE}.")
+    URL,
+    typer.Argument(metavar="ADMIN_URL", parser=URL, help=f"The admin listener; its admin_token from {TOKEN_VARIABLE}."),
 ]
 
 
@@ -35,8 +46,8 @@ class AdminClient:
     """The admin listener at `url`. Blocks for at most about `timeout_s` per request."""
 
     def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 2.0) -> None:
-        """Raises `typer.BadParameter` for what is no http(s) URL; `HOST:PORT` alone is good, too."""
-        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        """Raises `typer.BadParameter` for what is no http(s) URL."""
+        self.url = url
         try:
             parts = urlsplit(self.url)
             port = parts.port

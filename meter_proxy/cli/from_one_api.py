@@ -106,6 +106,8 @@ def translate(tables: Tables) -> Draft:
         _token(draft, token, accounts, per_usd)
     if "GroupRatio" in options:
         draft.note("option GroupRatio: one price for all here")
+    if tables.get("tokens") and not tables.get("users"):
+        draft.note("users are not in the file: what is left of their quotas does not limit their keys")
     if not draft.keys:
         draft.note("there are no tokens: every caller is anonymous until there are keys")
     return draft
@@ -219,8 +221,8 @@ def _balance(
     rule = {"name": "balance", "cost_usd": amount, "per": "total"}
     if not any("price" in draft.models[name] for name in reach):
         draft.note(
-            f"{whose}: {amount} USD are left, and no model has a price to count them by: imported as disabled; add prices, "
-            f"the rule {{name: balance, cost_usd: {amount}, per: total}}, and take out `disabled`"
+            f"{whose}: {amount} USD are left, and no model has a price to count them by: imported as disabled; add "
+            f"prices, the rule {{name: balance, cost_usd: {amount}, per: total}}, and take out `disabled`"
         )
         return None
     return [rule]

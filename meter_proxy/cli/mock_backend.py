@@ -11,7 +11,7 @@ from meter_proxy.mock_backend import DIALECTS, MockBackend, TruthFile
 
 EXAMPLES = (
     "meter-proxy mock-backend",
-    "meter-proxy mock-backend --listen 127.0.0.1:8000 --rate 20 --truth truth.jsonl",
+    "meter-proxy mock-backend --rate 20 --truth truth.jsonl",
     "meter-proxy mock-backend --dialect vllm --tokens-per-event 1",
 )
 
