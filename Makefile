@@ -8,7 +8,7 @@ ARGS ?=
 NODE_DIR := tests/e2e/node
 
 # Debian packages that the tests use, and one command of each that shows it is there.
-TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl
+TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl tmux:tmux
 
 .PHONY: help demo run test check soak bench bench-check bench-record format clean
 help:

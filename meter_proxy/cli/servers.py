@@ -55,7 +55,7 @@ async def _upstream(session: aiohttp.ClientSession, name: str, upstream: Upstrea
             bad(about, f"cannot be reached: {_reason(exc)}", f"start it, or correct its base_url {upstream.base_url}")
         ]
     findings = [_judged(about, answer.status, took_s, url, bool(headers))]
-    if answer.status < 400:
+    if answer.status < 300:
         kind = await _kind(session, upstream, headers)
         findings[0] = good(about, f"{findings[0].message}; it is {kind}")
     if date := answer.headers.get("Date"):

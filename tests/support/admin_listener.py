@@ -49,7 +49,7 @@ def quota(**members: Any) -> Document:
 
 
 class AdminListener:
-    """Answers from `answers`: path without its query -> status and document; else 404 in our error's shape."""
+    """Answers from `answers`: path, with its query or without -> status and document; else 404 in our error's shape."""
 
     def __init__(self, token: str | None = None) -> None:
         self.answers: dict[str, tuple[int, Document]] = {}
@@ -59,8 +59,9 @@ class AdminListener:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 listener.asked.append(self.path)
+                path = self.path.partition("?")[0]
                 missing: tuple[int, Document] = (404, {"error": {"message": "Unknown request URL."}})
-                status, document = listener.answers.get(self.path.partition("?")[0], missing)
+                status, document = listener.answers.get(self.path) or listener.answers.get(path, missing)
                 if token is not None and self.headers.get("Authorization") != f"Bearer {token}":
                     status, document = 401, {"error": {"message": "Send the admin_token."}}
                 body = json.dumps(document).encode()

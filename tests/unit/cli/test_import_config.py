@@ -204,13 +204,13 @@ create table tokens(id integer primary key, user_id int, key char(48), status in
 create table users(id integer primary key, username text, quota bigint, status int);
 create table options(key text primary key, value text);
 """
-CHANNELS = [
+CHANNELS: list[tuple[Any, ...]] = [
     (1, 1, "sk-up", 1, "OpenAI main", "", "gpt-4o,small", "default", '{"small": "gpt-4o-mini"}', 0),
     (2, 14, "k", 1, "claude", "", "claude-3", "default", "", 0),
     (3, 1, "sk-b", 2, "old", "", "old-model", "default", "", 0),
     (4, 8, "sk-c\nsk-d", 1, "vllm", "http://10.0.0.9:8000", "gpt-4o,qwen", "vip", "", 9),
 ]
-TOKENS = [
+TOKENS: list[tuple[Any, ...]] = [
     (1, 1, "abc123", 1, "team a", -1, 500_000, 0, 0, None, ""),
     (2, 1, "def", 1, "team a", 1_893_456_000, 0, 1, 0, "gpt-4o,claude-3", "10.0.0.0/8"),
     (3, 1, "ghi", 4, "spent", -1, 0, 0, 0, None, ""),
@@ -219,8 +219,8 @@ TOKENS = [
     (6, 1, "pqr", 2, "off", -1, 0, 1, 0, None, ""),
     (7, 2, "stu", 1, "of bob", -1, 0, 1, 0, None, ""),
 ]
-USERS = [(1, "root", 25_000_000, 1), (2, "bob", 0, 1), (3, "nobody", 5, 1)]
-OPTIONS = [
+USERS: list[tuple[Any, ...]] = [(1, "root", 25_000_000, 1), (2, "bob", 0, 1), (3, "nobody", 5, 1)]
+OPTIONS: list[tuple[Any, ...]] = [
     ("ModelRatio", '{"gpt-4o": 1.25, "small": 0.075}'),
     ("CompletionRatio", '{"gpt-4o": 4, "small": 4}'),
     ("GroupRatio", "{}"),
@@ -234,7 +234,7 @@ def database(tmp_path: Path) -> Path:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(SCHEMA)
         for name, rows in {"channels": CHANNELS, "tokens": TOKENS, "users": USERS, "options": OPTIONS}.items():
-            places = ", ".join("?" * len(rows[0]))  # type: ignore[arg-type,index]
+            places = ", ".join("?" * len(rows[0]))
             connection.executemany(f"insert into {name} values({places})", rows)
         connection.commit()
     return path
