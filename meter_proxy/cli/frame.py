@@ -18,7 +18,8 @@ NARROWEST, LOWEST = 40, 8
 WIDE = 120  # from here on there is room for account, operation and id
 BAR_FULL, BAR_RESERVED, BAR_EMPTY = "█", "▒", "░"
 HEAD_LINES = 3
-KEEP = "q quits"
+HINT = "q quits"
+UNTOLD = "this server does not tell (its version is older than this command's)"
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def _title(snapshot: Snapshot, url: str, width: int, note: str) -> Text:
     line.append(f"  {alive}/{of} workers", "" if alive == of else "red")
     if note:
         line.append(f"  {_clean(note)}", "bold red")
-    elif line.cell_len + len(KEEP) + 2 <= width:
-        line.append(KEEP.rjust(width - line.cell_len), "dim")
+    elif line.cell_len + len(HINT) + 2 <= width:
+        line.append(HINT.rjust(width - line.cell_len), "dim")
     return line
 
 
@@ -99,7 +100,7 @@ def _quotas(snapshot: Snapshot, width: int, now: float) -> Section:
         Column("used / limit", 17, True), Column("resets", 9, True),
     ]  # fmt: skip
     if snapshot.quotas is None:
-        return Section("QUOTAS", columns, (), 0, "this server does not tell (its version is older than this command's)")
+        return Section("QUOTAS", columns, (), 0, UNTOLD)
     rows: list[list[str | Text]] = [
         [
             _clean(quota.key),
@@ -129,12 +130,13 @@ def _keys(snapshot: Snapshot, speeds: dict[str, float], width: int) -> Section:
         [_clean(key), f"{count:,.0f}", _amount(inp), _amount(out), f"{speed:,.1f}"]
         for key, (count, inp, out, speed) in busiest
     ]
-    return Section("KEYS", columns, rows, len(rows), "" if rows else "none in flight")
+    says = UNTOLD if snapshot.streams is None else "" if rows else "none in flight"
+    return Section("KEYS", columns, rows, len(rows), says)
 
 
 def _streams(snapshot: Snapshot, speeds: dict[str, float], width: int) -> Section:
     if snapshot.streams is None:
-        return Section("STREAMS", (), (), 0, "this server does not tell (its version is older than this command's)")
+        return Section("STREAMS", (), (), 0, UNTOLD)
     is_wide = width >= WIDE
     fixed = 46 + (17 + 20 + 26 if is_wide else 0)
     names = max(10, min(40, (width - fixed) // 2))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from tests.support.waiting import until_blocking
 class Terminal:
     """A tmux server of its own with one window, in which `meter-proxy top` runs; its exit code is printed after it."""
 
-    def __init__(self, directory: Path, width: int, height: int, *words: str) -> None:
+    def __init__(self, directory: Path, width: int, height: int, *words: str, no_colour: bool = False) -> None:
         self._tmux = ["tmux", "-f", "/dev/null", "-S", str(directory / "tmux")]
         command = shlex.join([sys.executable, "-m", "meter_proxy", "top", *words])
+        command = f"export NO_COLOR=1; {command}" if no_colour else command
         self._run(
             "new-session", "-d", "-x", str(width), "-y", str(height), f"{command}; echo ended with $?; exec cat",
             PYTHONPATH=str(REPOSITORY),
@@ -106,3 +108,19 @@ def test_top_follows_the_server_and_the_terminal(admin: AdminListener, tmp_path:
         terminal.shows("ended with")
     finally:
         terminal.close()
+
+
+def test_no_color_is_respected(admin: AdminListener, tmp_path: Path) -> None:
+    """https://no-color.org: bold and dim may stay, colours may not."""
+    for name in ("coloured", "plain"):
+        (tmp_path / name).mkdir()
+    coloured = Terminal(tmp_path / "coloured", 80, 24, admin.url)
+    plain = Terminal(tmp_path / "plain", 80, 24, admin.url, no_colour=True)
+    try:
+        for terminal, has_colours in ((coloured, True), (plain, False)):
+            terminal.shows("STREAMS")
+            codes = re.findall(r"\x1b\[([0-9;]*)m", terminal.screen(colours=True))
+            assert any(re.search(r"\b(3|9)[1-7]\b", code) for code in codes) is has_colours
+    finally:
+        coloured.close()
+        plain.close()

@@ -74,7 +74,7 @@ def test_a_server_that_lacks_streams_and_quotas_is_shown_as_far_as_it_goes() -> 
     text = "\n".join(lines(read(old, None, 0.0)))
     assert "not ready" in text
     assert "7 in flight" in text
-    assert text.count("this server does not tell") == 2
+    assert text.count("this server does not tell") == 3
 
 
 @pytest.mark.parametrize("wrong", [None, 7, "x", [1], {"a": 1}])
