@@ -49,7 +49,10 @@ PROVIDERS = {
     "vllm": "",
 }
 OLLAMA = ("ollama", "ollama_chat")  # their api_base is the server's root; they want no key
-KEY_VARIABLES = {"together_ai": "TOGETHERAI_API_KEY"}  # else PROVIDER_API_KEY
+KEY_VARIABLES = {
+    "together_ai": "TOGETHERAI_API_KEY",
+    "text-completion-openai": "OPENAI_API_KEY",
+}  # else PROVIDER_API_KEY
 PERIODS = {"1m": "minute", "1h": "hour", "1d": "day", "24h": "day", "7d": "week", "30d": "month", "1mo": "month"}
 COSTS = ("input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost")
 SECTIONS = ("model_list", "litellm_settings", "general_settings", "router_settings", "environment_variables")
@@ -159,8 +162,8 @@ def _address(draft: Draft, params: dict[str, Any], model: str, where: str) -> tu
     elif api_base or provider in OLLAMA:
         api_key = None
     else:
-        variable = KEY_VARIABLES.get(provider, f"{(provider or 'openai').upper().replace('-', '_')}_API_KEY")
-        api_key = f"${{{variable.replace('TEXT_COMPLETION_', '')}}}"
+        variable = KEY_VARIABLES.get(provider, f"{(provider or 'openai').upper()}_API_KEY")
+        api_key = f"${{{variable}}}"
     name = provider if provider and not api_base else re.sub(r"^\w+://|[:/].*$", "", base_url) or "upstream"
     return draft.upstream(name if "$" not in name else provider or "upstream", base_url, api_key), sent
 
