@@ -9,7 +9,7 @@ NODE_DIR := tests/e2e/node
 
 # Debian packages that the tests use, and one command of each that shows it is there.
 TEST_COMMANDS := redis-server:redis-server prometheus:prometheus promtool:prometheus chromium:chromium node:nodejs npm:npm curl:curl nginx:nginx \
-  haproxy:haproxy systemd-analyze:systemd ps:procps
+  haproxy:haproxy systemd-analyze:systemd ps:procps tmux:tmux
 
 .PHONY: help demo run test check soak bench bench-check bench-record lock format clean
 help:

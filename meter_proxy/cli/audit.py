@@ -29,6 +29,12 @@ TRIES = 4  # beside a running serve, what was just settled is on its way
 PAUSE_S = 0.5
 COLUMNS = ("hash", "field", "journals", "redis", "difference")
 
+EXAMPLES = (
+    "meter-proxy audit meter-proxy.yaml",
+    "meter-proxy audit --state-dir state --redis redis://127.0.0.1:6379",
+    "meter-proxy audit meter-proxy.yaml --format json | jq .differences",
+)
+
 
 class Format(StrEnum):
     """How the differences are printed."""

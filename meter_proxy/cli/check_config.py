@@ -14,6 +14,11 @@ import typer
 from meter_proxy.config.load import examine, not_yet_enforced
 from meter_proxy.config.schema import Config
 
+EXAMPLES = (
+    "meter-proxy check-config meter-proxy.yaml",
+    "meter-proxy check-config meter-proxy.yaml --format json | jq .faults",
+)
+
 
 class Format(StrEnum):
     """How the result is printed."""

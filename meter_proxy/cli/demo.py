@@ -35,6 +35,11 @@ BILL_WITHIN_S = 10.0  # records are visible half a second after the settlement
 STOP_WITHIN_S = 10.0
 ANSWER_WITHIN_S = 30.0
 
+EXAMPLES = (
+    "meter-proxy demo",
+    "meter-proxy demo --once",
+)
+
 KEYS = ("alice", "bob", "ci")
 COLUMNS = ("key", "model", "input", "output", "cost", "basis", "outcome")
 NUMBERS = frozenset({"input", "output", "cost"})

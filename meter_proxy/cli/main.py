@@ -9,15 +9,31 @@ import typer
 from typer.main import get_command
 
 from meter_proxy import __version__
-from meter_proxy.cli import audit, check_config, config, demo, keys, mock_backend, records, repair, serve, usage
+from meter_proxy.cli import (
+    audit,
+    check_config,
+    config,
+    demo,
+    doctor,
+    healthcheck,
+    import_config,
+    keys,
+    mock_backend,
+    records,
+    repair,
+    serve,
+    top,
+    usage,
+)
+from meter_proxy.cli.examples import epilog
 from meter_proxy.errors import CannotStart, ConfigError, MeterProxyError
 
 app = typer.Typer(
     name="meter-proxy",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # no boxes, no colours: help that fits 80 columns
 )
+COMPLETION_VARIABLE = "_METER_PROXY_COMPLETE"  # set by what `--install-completion` writes for the shell
 
 
 def _print_version(wanted: bool) -> None:
@@ -35,16 +51,23 @@ def options(
     """Know and limit who uses how many LLM tokens: a metering proxy for any OpenAI-compatible backend."""
 
 
-app.command("serve")(serve.command)
-app.command("demo")(demo.command)
-app.command("mock-backend")(mock_backend.command)
-app.command("check-config")(check_config.command)
-app.command("usage")(usage.command)
-app.command("records")(records.command)
-app.command("audit")(audit.command)
-app.command("repair")(repair.command)
+for name, module in {
+    "serve": serve,
+    "demo": demo,
+    "mock-backend": mock_backend,
+    "check-config": check_config,
+    "usage": usage,
+    "records": records,
+    "top": top,
+    "doctor": doctor,
+    "audit": audit,
+    "repair": repair,
+    "healthcheck": healthcheck,
+}.items():
+    app.command(name, epilog=epilog(module.EXAMPLES))(module.command)
 app.add_typer(config.app, name="config")
 app.add_typer(keys.app, name="keys")
+app.add_typer(import_config.app, name="import")
 
 
 def main() -> None:
@@ -68,6 +91,8 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """Run one command to its end and return the exit code. What goes wrong with its files is raised."""
     command = get_command(app)
+    if COMPLETION_VARIABLE in os.environ:
+        command.main(arguments, prog_name="meter-proxy")  # answers the shell, and exits
     try:
         # Not app(): it prints usage errors in four lines, and a closed pipe is an error to it.
         with command.make_context("meter-proxy", arguments) as context:

@@ -9,6 +9,12 @@ import typer
 
 from meter_proxy.mock_backend import DIALECTS, MockBackend, TruthFile
 
+EXAMPLES = (
+    "meter-proxy mock-backend",
+    "meter-proxy mock-backend --rate 20 --truth truth.jsonl",
+    "meter-proxy mock-backend --dialect vllm --tokens-per-event 1",
+)
+
 
 def command(
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Port 0 takes a free one.")] = "127.0.0.1:8000",

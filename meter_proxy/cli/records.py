@@ -35,12 +35,20 @@ COLUMNS = (
 NUMBERS = frozenset({"input", "output", "cost USD", "status", "ms"})
 OPTIONAL = ("id", "operation", "ms", "status")  # the most dispensable first
 
+EXAMPLES = (
+    "meter-proxy records meter-proxy.yaml --limit 20",
+    "meter-proxy records --follow --key alice",
+    "meter-proxy records --since 24h --format csv > records.csv",
+    "meter-proxy records --format jsonl | jq 'select(.outcome != \"completed\")'",
+)
+
 
 class Format(StrEnum):
     """How the records are printed."""
 
     TABLE = "table"
     JSONL = "jsonl"
+    JSON = "json"
     CSV = "csv"
 
 
@@ -72,6 +80,8 @@ def command(
         since_at = parse_since(since, time.time()) if since else 0.0
     except ValueError as exc:
         raise ConfigError([f"meter-proxy: --since: {exc}"]) from None
+    if follow and format is Format.JSON:
+        raise typer.BadParameter("a list that never ends is no JSON; take jsonl", param_hint="--format")
     directory = state_directory(config, state_dir)
     show = _printer(format, follow=follow)
     if not follow:
@@ -110,6 +120,8 @@ def _printer(format: Format, *, follow: bool) -> Printer:
     match format:
         case Format.JSONL:
             return _print_jsonl
+        case Format.JSON:
+            return _print_json
         case Format.CSV:
             csv = CsvTable(FIELDS)
             return lambda records: csv.add([getattr(record, name) for name in FIELDS] for record in records)
@@ -123,6 +135,15 @@ def _printer(format: Format, *, follow: bool) -> Printer:
 def _print_jsonl(records: Iterable[JournalRecord]) -> None:
     for record in records:
         print(msgspec.json.encode(msgspec.structs.replace(record, charges=())).decode())
+
+
+def _print_json(records: Iterable[JournalRecord]) -> None:
+    """A list, a record a line; written as it is read."""
+    start = "["
+    for record in records:
+        print(start + msgspec.json.encode(msgspec.structs.replace(record, charges=())).decode(), end="")
+        start = ",\n "
+    print("]" if start != "[" else "[]")
 
 
 def _cells(record: JournalRecord) -> list[Cell]:

@@ -1,11 +1,14 @@
 """`meter-proxy repair`: what can be saved of a damaged journal, said first, done when it is wanted."""
 
+import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 
+from meter_proxy.cli.progress import shown
 from meter_proxy.cli.tables import ConfigArgument, StateDirOption, state_directory
 from meter_proxy.ledger.identity import retire
 from meter_proxy.ledger.journal import DirectoryLock, decode_record, write_atomically
@@ -13,6 +16,19 @@ from meter_proxy.ledger.reading import journals
 from meter_proxy.ledger.segments import Segment, examine, framed, read_all_lines, segments
 
 DAMAGED = ".damaged"
+
+EXAMPLES = (
+    "meter-proxy repair meter-proxy.yaml",
+    "meter-proxy repair --state-dir state --format json",
+    "meter-proxy repair --state-dir state --yes",
+)
+
+
+class Format(StrEnum):
+    """How the findings are printed."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class Finding(NamedTuple):
@@ -29,6 +45,7 @@ def command(
     config: ConfigArgument = None,
     state_dir: StateDirOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    format: Annotated[Format, typer.Option(help="json: does nothing without --yes, and never asks.")] = Format.TEXT,
 ) -> None:
     """Save what is good of a damaged journal.
 
@@ -39,6 +56,9 @@ def command(
     lock = DirectoryLock(directory)
     try:
         findings = [finding for journal in journals(directory) for finding in _damage_in(journal)]
+        if format is Format.JSON:
+            _repair_silently(findings, yes=yes)
+            return
         if not findings:
             print("No journal is damaged: nothing to do.")
             return
@@ -56,6 +76,25 @@ def command(
         lock.release()
 
 
+def _repair_silently(findings: list[Finding], *, yes: bool) -> None:
+    """For programs: exit 1 while something is damaged."""
+    if yes:
+        for finding in findings:
+            _mend(finding)
+    print(json.dumps({"repaired": yes, "damaged": [_described(finding) for finding in findings]}, indent=2))
+    if findings and not yes:
+        raise typer.Exit(1)
+
+
+def _described(finding: Finding) -> dict[str, str | int]:
+    return {
+        "file": str(finding.segment.path),
+        "damaged_at": finding.damaged_at,
+        "records_saved": len(finding.good),
+        "bytes_lost": finding.lost_bytes,
+    }
+
+
 def _damage_in(journal: Path) -> list[Finding]:
     found = segments(journal)
     findings = []
@@ -68,7 +107,7 @@ def _damage_in(journal: Path) -> list[Finding]:
         if at is None:
             continue
         good, good_before, lost_bytes = [], 0, 0
-        for line in read_all_lines(segment.path):
+        for line in shown(read_all_lines(segment.path), "lines of a damaged segment read"):
             if line.text is not None and _is_record(line.text):
                 good.append(line.text)
                 good_before += line.offset < at

@@ -14,6 +14,13 @@ from meter_proxy.config.schema import Config
 from meter_proxy.errors import ConfigError
 from meter_proxy.telemetry import logs
 
+EXAMPLES = (
+    "meter-proxy serve meter-proxy.yaml",
+    "meter-proxy serve --upstream http://127.0.0.1:8000",
+    "meter-proxy serve meter-proxy.yaml --workers 4 --log-format json",
+    "meter-proxy serve --upstream http://127.0.0.1:11434 --listen 127.0.0.1:9000",
+)
+
 
 class LogLevel(StrEnum):
     """The least that is logged."""

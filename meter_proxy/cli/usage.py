@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from meter_proxy.cli.progress import shown
 from meter_proxy.cli.tables import (
     ConfigArgument,
     CsvTable,
@@ -24,6 +25,13 @@ from meter_proxy.ledger.totals import parse_by, parse_since, summarise
 
 HEADINGS = ("requests", "input", "output", "cached input", "reasoning", "cost USD")  # of FIELDS, in a table
 OPTIONAL = ("reasoning", "cached input")  # parts of output and input
+
+EXAMPLES = (
+    "meter-proxy usage meter-proxy.yaml --by key --since 30d",
+    "meter-proxy usage --by day,model --since 2026-01-01",
+    "meter-proxy usage --state-dir state --format csv > usage.csv",
+    "meter-proxy usage --by key --format json | jq '.[].cost_nano_usd'",
+)
 
 
 class Format(StrEnum):
@@ -59,16 +67,16 @@ def command(
         since_at = parse_since(since, time.time()) if since else 0.0
     except ValueError as exc:
         raise ConfigError([f"meter-proxy: --since: {exc}"]) from None
-    rows = summarise(iter_records(state_directory(config, state_dir), since=since_at), columns)
+    rows = summarise(shown(iter_records(state_directory(config, state_dir), since=since_at), "records read"), columns)
     match format:
         case Format.TABLE:
             if len(rows) > 1:
                 rows.append(_total(rows, columns))
             decimals = decimals_for(int(row[FIELDS[-1]]) for row in rows)
-            shown = [
+            cells = [
                 [*(row[name] for name in (*columns, *FIELDS[:-1])), usd(int(row[FIELDS[-1]]), decimals)] for row in rows
             ]
-            print_table((*columns, *HEADINGS), frozenset(HEADINGS), shown, OPTIONAL)
+            print_table((*columns, *HEADINGS), frozenset(HEADINGS), cells, OPTIONAL)
         case Format.CSV:
             CsvTable((*columns, *FIELDS)).add(list(row.values()) for row in rows)
         case Format.JSON:

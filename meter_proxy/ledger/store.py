@@ -238,6 +238,13 @@ class Store:
             seconds, microseconds = await cast(Any, self._client.time())
         return float(seconds + microseconds / 1e6)
 
+    async def version(self) -> str:
+        """Return what the server is: `Valkey 9.1.0`, `Redis 7.4.2`."""
+        async with self._operation():
+            info = await self._client.info("server")
+        valkey = info.get("valkey_version")
+        return f"Valkey {valkey}" if valkey else f"Redis {info.get('redis_version', 'of unknown version')}"
+
     async def cluster_slots(self) -> list[tuple[int, int, str, int]]:
         """Return the ranges of slots of a cluster: first, last, host and port of their primary."""
         async with self._operation():

@@ -122,6 +122,10 @@ async def test_a_damaged_journal_is_refused_and_repaired(tmp_path: Path) -> None
         assert code == 1
         assert "11 records before it are good, and so are 18 behind it" in out
         assert path.read_bytes().count(b"\n") == 30
+        code, out, _ = await run(*arguments, "--format", "json")
+        (damaged,) = json.loads(out)["damaged"]
+        assert (code, damaged["file"], damaged["records_saved"]) == (1, str(path), 29)
+        assert path.read_bytes().count(b"\n") == 30
         code, out, _ = await run(*arguments, "--yes")
         assert code == 0
         assert path.with_name(path.name + ".damaged").exists()
@@ -139,6 +143,8 @@ async def test_a_good_journal_needs_no_repair_and_a_running_serve_is_left_alone(
         await settled(tmp_path, server.url)
         code, out, _ = await run("repair", "--state-dir", tmp_path / "state", "--yes")
         assert (code, out) == (0, "No journal is damaged: nothing to do.\n")
+        code, out, _ = await run("repair", "--state-dir", tmp_path / "state", "--format", "json")
+        assert (code, json.loads(out)) == (0, {"repaired": False, "damaged": []})
 
 
 async def test_after_a_power_loss_a_new_journal_begins(tmp_path: Path) -> None:

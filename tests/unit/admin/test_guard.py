@@ -22,7 +22,7 @@ TOKEN = "s\u00e9cret token"
 RIGHT = f"Bearer {TOKEN}"
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/", "/api/records", "/api/usage", "/api/live", "/-/reload", "/nothing"])
+@pytest.mark.parametrize("path", ["/metrics", "/api/records", "/api/usage", "/api/live", "/-/reload", "/nothing"])
 @pytest.mark.parametrize(
     ("authorization", "expected"),
     [
@@ -41,6 +41,14 @@ async def test_with_a_token_everybody_must_send_it(path: str, authorization: str
     """Whatever they ask for; the scheme in any case, the token exactly."""
     headers = {} if authorization is None else {"Authorization": authorization}
     assert await status("GET", path, headers, TOKEN) == expected
+
+
+@pytest.mark.parametrize("path", ["/", "/static/main.js"])
+async def test_the_page_itself_holds_nothing_and_is_open(path: str) -> None:
+    """A browser cannot send a token for it; but it comes by a name, from a page of ours, as everything else."""
+    assert await status("GET", path, {}, TOKEN) == 200
+    assert await status("GET", path, {"Host": "evil.example"}) == 403
+    assert await status("GET", path, {"Origin": "http://evil.example"}, TOKEN) == 403
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])

@@ -1,6 +1,7 @@
 """`keys create` and `keys hash` as they are typed."""
 
 import hashlib
+import json
 import re
 
 import pytest
@@ -62,3 +63,12 @@ def test_hash_of_nothing_is_refused(typed: str) -> None:
     result = CliRunner().invoke(app, ["keys", "hash"], input=typed)
     assert result.exit_code == 2
     assert "sha256:" not in result.output
+
+
+def test_a_new_key_for_programs() -> None:
+    """One JSON document: the secret, and the entry for it."""
+    document = json.loads(_create("--id", "ci", "--format", "json"))
+    digest = hashlib.sha256(document["secret"].encode()).hexdigest()
+    assert document["entry"] == {"id": "ci", "secret": f"sha256:{digest}", "quotas": "unlimited"}
+    result = CliRunner().invoke(app, ["keys", "hash", "--format", "json"], input=document["secret"])
+    assert json.loads(result.output) == {"secret": f"sha256:{digest}"}

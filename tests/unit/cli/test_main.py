@@ -5,38 +5,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from meter_proxy import __version__
-from meter_proxy.cli import main
 from meter_proxy.ledger.journal import encode_line
 from tests.support.journals import open_journal
 from tests.support.records import usage_record
+from tests.unit.cli.conftest import Run
 
 COMMANDS = (
-    "serve", "demo", "mock-backend", "check-config", "usage", "records", "audit", "repair",
-    "config schema", "keys create", "keys hash",
+    "serve", "demo", "mock-backend", "check-config", "usage", "records", "top", "doctor", "audit", "repair",
+    "healthcheck", "config schema", "keys create", "keys hash", "import litellm", "import one-api",
 )  # fmt: skip
 REPOSITORY = Path(__file__).parents[3]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run(*words)`: exit code, stdout and stderr of the command line."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["meter-proxy", *map(str, words)])
-        with pytest.raises(SystemExit) as exit:
-            main.main()
-        out, err = capsys.readouterr()
-        return int(exit.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture
@@ -95,6 +79,10 @@ def test_help_fits_and_says_what_to_write(run: Run, monkeypatch: pytest.MonkeyPa
         (["records", "a", "b"], "b"),
         (["keys", "create"], "--id"),
         (["check-config"], "FILE"),
+        (["records", "--follow", "--format", "json"], "take jsonl"),
+        (["top", "ftp://x"], "such as http://127.0.0.1:9090"),
+        (["doctor"], "either a CONFIG or an --upstream"),
+        (["import", "litellm"], "FILE"),
         (["nope"], "nope"),
     ],
 )
@@ -106,7 +94,7 @@ def test_wrong_usage_is_one_clear_line(run: Run, words: list[str], named: str) -
     assert named in err
 
 
-@pytest.mark.parametrize("words", [[], ["keys"], ["config"]])
+@pytest.mark.parametrize("words", [[], ["keys"], ["config"], ["import"]])
 def test_a_group_without_a_command_shows_its_help(run: Run, words: list[str]) -> None:
     """As other commands do; exit 2, since nothing was done."""
     code, out, err = run(*words)

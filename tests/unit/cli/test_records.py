@@ -151,3 +151,10 @@ def test_a_wrong_since_is_one_clear_line(run: Callable[..., Result]) -> None:
     """Which `main` prints, and exits 2."""
     with pytest.raises(ConfigError, match="--since: 'soon' is neither"):
         run("--since", "soon")
+
+
+def test_json_is_one_list_of_what_jsonl_has_in_lines(journal: Journal, run: Callable[..., Result]) -> None:
+    """Also of nothing."""
+    lines = run("--format", "jsonl").stdout.splitlines()
+    assert json.loads(run("--format", "json").stdout) == [json.loads(line) for line in lines]
+    assert json.loads(run("--format", "json", "--key", "nobody").stdout) == []
