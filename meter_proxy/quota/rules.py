@@ -24,8 +24,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_rate(self) -> bool:
-        """Whether it is about pace, so that waiting a little helps: it is not a budget."""
-        return self.per is None or self.per in RATE_WINDOWS
+        """Whether it is about pace, so that waiting a little helps: it is not a budget, as all cost is."""
+        return self.unit is not Unit.COST_USD and (self.per is None or self.per in RATE_WINDOWS)
 
     @property
     def scope(self) -> str:

@@ -31,6 +31,7 @@ def rule(unit: Unit = Unit.TOKENS, limit: int = 200_000, per: str | None = "day"
         (Unit.REQUESTS, "hour", "insufficient_quota", "insufficient_quota"),
         (Unit.TOKENS, "day", "insufficient_quota", "insufficient_quota"),
         (Unit.COST_USD, "total", "insufficient_quota", "insufficient_quota"),
+        (Unit.COST_USD, "minute", "insufficient_quota", "insufficient_quota"),
     ],
 )
 def test_pace_is_told_from_budget(unit: Unit, per: str | None, type: str, code: str) -> None:
