@@ -1,21 +1,28 @@
 """The pictures of the documentation, from a real run: `python -m tests.pictures`.
 
 A proxy with a few keys and quotas stands in front of the mock backend; its clients stream, and some hang up. Then
-Chromium takes the usage page as it is at that moment, light and dark, into `deploy/docs/`.
+Chromium takes the usage page as it is at that moment, light and dark, and rich a frame of `meter-proxy top`, into
+`deploy/docs/`. (The picture of the benchmark is drawn by `make bench ARGS="--svg deploy/docs/bench.svg"`.)
 """
 
 import asyncio
 import contextlib
 import os
+import re
 import tempfile
-from io import BytesIO
+import time
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI, RateLimitError
 from PIL import Image
 from playwright.async_api import expect
+from rich.console import Console
 
+from meter_proxy.cli.admin_client import AdminClient
+from meter_proxy.cli.frame import frame
+from meter_proxy.cli.snapshot import look
 from meter_proxy.tasks import spawn
 from tests.support.browser import DESKTOP, Scheme, Visit, browsing
 from tests.support.config import basic_config, write_config
@@ -26,6 +33,7 @@ SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 MAX_BYTES = 200_000
 COLOURS = 256  # a page has few: a third of the bytes, and nobody sees it
 TOKENS_PER_S = "40"
+TOP_COLUMNS, TOP_LINES = 100, 28
 MODELS = {
     "gpt-4o": {"upstream": "local", "name": "mock-small", "price": {"input": 2.5, "output": 10}},
     "qwen2.5-72b": {"upstream": "local", "name": "mock-small", "price": {"input": 0.4, "output": 1.2}},
@@ -60,6 +68,7 @@ async def _main() -> None:
                 open_streams = [spawn(_stream(proxy, name, CALLERS[name][0], 4_000), name=name) for name in STILL_OPEN]
                 try:
                     await _take(proxy)
+                    await asyncio.to_thread(_draw_top, proxy)
                 finally:
                     for stream in open_streams:
                         stream.cancel()
@@ -104,6 +113,23 @@ async def _take(proxy: ProxyProcess) -> None:
             if size >= MAX_BYTES:
                 raise SystemExit(f"{os.path.relpath(path)} is too large for a README: {size:,} bytes")
             print(f"{os.path.relpath(path)}: {size:,} bytes")
+
+
+def _draw_top(proxy: ProxyProcess) -> None:
+    """What `top` shows after its first interval, in a terminal of 100 columns."""
+    client = AdminClient(proxy.admin_url)
+    before = look(client, time.monotonic())
+    time.sleep(1)
+    now = look(client, time.monotonic())
+    console = Console(record=True, width=TOP_COLUMNS, file=StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(
+        frame(now, before, url=client.url, width=TOP_COLUMNS, height=TOP_LINES, now=time.time(), note=""), no_wrap=True
+    )
+    path = DOCS / "top.svg"
+    # The reader's own font: a picture fetches nothing from elsewhere.
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="meter-proxy top"), flags=re.DOTALL)
+    path.write_text(drawn)
+    print(f"{os.path.relpath(path)}: {path.stat().st_size:,} bytes")
 
 
 def _variable(name: str) -> str:

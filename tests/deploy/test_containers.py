@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from meter_proxy.config.load import check, load_config
@@ -134,10 +135,13 @@ def test_the_proxys_configuration_fits_the_stack(stack: dict[str, Any]) -> None:
 
 
 def test_prometheus_accepts_its_configuration(tmp_path: Path) -> None:
-    """promtool: with the rules' directory and the token in the places that they have in the container."""
+    """promtool: with the rules and the token in the places that they have in the container."""
     text = (DEPLOY / "compose" / "prometheus.yml").read_text()
     (tmp_path / "token").write_text("token")
-    for written, instead in (("/run/secrets/admin_token", tmp_path / "token"), ("/etc/prometheus", tmp_path)):
+    for written, instead in (
+        ("/run/secrets/admin_token", tmp_path / "token"),
+        ("/etc/prometheus", DEPLOY / "prometheus"),
+    ):
         assert text.count(written) == 1
         text = text.replace(written, str(instead))
     path = tmp_path / "prometheus.yml"
@@ -145,3 +149,20 @@ def test_prometheus_accepts_its_configuration(tmp_path: Path) -> None:
     command = [installed_program("promtool"), "check", "config", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"SUCCESS: [1-9][0-9]* rules found", done.stdout), done.stdout
+
+
+def test_what_is_mounted_is_there_and_where_it_is_looked_for(stack: dict[str, Any]) -> None:
+    """A bind mount of nothing is an empty directory to Docker: no error, and no dashboards."""
+    mounts = {
+        volume["target"]: Path(volume["source"])
+        for service in ("prometheus", "grafana")
+        for volume in stack["services"][service]["volumes"]
+        if volume["type"] == "bind"
+    }
+    assert all(source.is_dir() for source in mounts.values())
+    provisioning = mounts["/etc/grafana/provisioning"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/meter-proxy.yaml").read_text())["providers"]
+    assert list(mounts[provider["options"]["path"]].glob("*.json"))
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
