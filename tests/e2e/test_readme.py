@@ -33,10 +33,18 @@ RUN_BY = {
     "meter-proxy usage": "test_configuration_commands",
     "meter-proxy records": "test_configuration_commands",
     "meter-proxy audit": "test_configuration_commands",
+    "meter-proxy top": "test_configuration_commands",
+    "meter-proxy doctor": "test_configuration_commands",
+    "meter-proxy import litellm": "test_configuration_commands",
     "meter-proxy repair": "test_configuration_commands",
     "make test": "the run that you are reading",
     **dict.fromkeys(MODEL_SERVERS, "the mock backend"),
 }
+LITELLM = """
+model_list:
+  - model_name: gpt-4o
+    litellm_params: {model: openai/gpt-4o, api_key: os.environ/OPENAI_API_KEY}
+"""
 
 
 def blocks(language: str) -> list[str]:
@@ -159,7 +167,11 @@ async def test_configuration_commands(project: Path) -> None:
             """-d '{"model": "small", "messages": [{"role": "user", "content": "Hi"}]}'""",
             project,
         )
+        assert "QUOTAS" in await run(command_starting("meter-proxy top"), project)  # into a pipe: one frame
+        assert "good  upstream local" in await run(command_starting("meter-proxy doctor"), project, keys)
     assert "alice" in await run(command_starting("meter-proxy usage"), project)
     assert "no difference" in await run(command_starting("meter-proxy audit"), project, keys)
     assert "nothing to do" in await run(command_starting("meter-proxy repair"), project)
+    (project / "config.yaml").write_text(LITELLM)
+    assert "gpt-4o:" in await run(command_starting("meter-proxy import litellm"), project)
     assert '"key":"alice"' in (await run(command_starting("meter-proxy records"), project)).replace(": ", ":")
