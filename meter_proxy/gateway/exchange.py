@@ -152,7 +152,10 @@ class Exchange:
             elif relay.ended and not relay.is_at_wall:
                 relay.flush()
                 client.end_now()
-                self._settle()
+                if relay.client_is_slow:
+                    self._tell_story()  # it is to take the last of it first
+                else:
+                    self._settle()
         except Exception:
             self._fail()
 

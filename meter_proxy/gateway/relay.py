@@ -153,6 +153,9 @@ class Relay(Tee):
     def begin(self, client: Client) -> None:
         """The head of the reply is out: forward what has come, and from now on all that comes."""
         self._client = self._to = client
+        if self.client_is_slow:  # still with its last reply, or with the head of this one
+            self._pause_upstream()
+            self._watch_stall(client.unsent_bytes())
         early, self._early = self._early, None
         if early:
             if len(early) == 1:
@@ -363,6 +366,8 @@ class Relay(Tee):
             self._connection.transport.resume_reading()
 
     def _watch_stall(self, unsent_before: int) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
         self._stall_timer = asyncio.get_running_loop().call_later(self._client_stall_s, self._on_stall, unsent_before)
 
     def _on_stall(self, unsent_before: int) -> None:

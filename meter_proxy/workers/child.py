@@ -201,6 +201,7 @@ async def _serve(
     def is_ready(prepare_config: PrepareConfig) -> None:
         nonlocal prepare
         prepare = prepare_config
+        gc.collect()
         gc.freeze()  # what there is now stays: a collection would look through all of it, and hold the loop for it
         take_messages()  # some may have come while we started
         tell(line.READY + b"\n")
