@@ -34,8 +34,9 @@ class MissingServer(Exception):
     """A program that the tests need is not installed. The message says how to get it."""
 
 
-_CANDIDATES = itertools.cycle(random.sample(range(20_000, 32_000), 12_000))
-"""Below the ports which the system gives to connections, in an order of each run's own."""
+_CANDIDATES = itertools.cycle(random.sample(range(11_000, 21_000), 10_000))
+"""Below the ports which the system gives to connections, as are the buses of a cluster's nodes (10,000 higher); in an
+order of each run's own."""
 
 
 def free_port() -> int:
