@@ -56,6 +56,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
 NO_USAGE = Usage()
 
+NANO_USD = 1_000_000_000  # in a dollar: money is counted in whole nano-dollars
+
 
 class UsageRecord(msgspec.Struct, frozen=True, gc=False):
     """One admitted exchange, as it is billed. Field order is the order on the wire.

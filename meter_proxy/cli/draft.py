@@ -35,7 +35,7 @@ class Draft:
         """The name of the upstream at this address with this credential; a new one gets `name`, or `name-2`, ..."""
         entry = {"base_url": base_url.rstrip("/")} | ({"api_key": api_key} if api_key else {})
         for known, other in self.upstreams.items():
-            if {"base_url": other["base_url"], "api_key": other.get("api_key")} == {"api_key": None, **entry}:
+            if other == entry:
                 return known
         if api_key and not api_key.startswith("${"):
             self.note("api keys of upstreams stand in the file as they are: better `${VARIABLE}`, or api_key_file")

@@ -19,8 +19,8 @@ from meter_proxy.config.load import state_dir_of
 from meter_proxy.errors import ConfigError
 from meter_proxy.telemetry import csvtext
 from meter_proxy.telemetry.csvtext import csv_cell
+from meter_proxy.usage import NANO_USD
 
-NANO_PER_USD = 1_000_000_000
 MIN_DECIMALS, MAX_DECIMALS = 4, 9
 DEFAULT_STATE_DIR = Path("state")  # the configuration's own default, where no CONFIG is named
 TABLE_WIDTH = 10_000  # a table is as wide as it is, wide characters included: ids are never cut
@@ -60,7 +60,7 @@ def state_directory(config: Path | None, state_dir: Path | None) -> Path:
 
 def usd(nano_usd: int, decimals: int = MAX_DECIMALS) -> str:
     """Write an amount with so many decimals, which must be enough for it: see `decimals_for`."""
-    dollars, nano = divmod(nano_usd, NANO_PER_USD)
+    dollars, nano = divmod(nano_usd, NANO_USD)
     return f"{dollars}.{f'{nano:0{MAX_DECIMALS}d}'[:decimals]}"
 
 

@@ -38,6 +38,7 @@ from meter_proxy.config.fields import (
     Tokenizer,
     Zone,
 )
+from meter_proxy.usage import NANO_USD
 
 __all__ = [
     "Account", "Address", "Config", "Key", "Limits", "Model", "OnDisconnect", "Per", "Plan", "Price", "Quota",
@@ -49,7 +50,6 @@ Per: TypeAlias = Literal["second", "minute", "hour", "day", "week", "month", "to
 WhenDown: TypeAlias = Literal["closed", "bounded", "open"]
 
 UNITS: tuple[Unit, ...] = ("requests", "tokens", "input_tokens", "output_tokens", "cost_usd", "concurrent")
-NANO_USD = 1_000_000_000
 MAX_WORKERS = 256  # far above any machine's use; a typo must not fork a machine to death
 
 

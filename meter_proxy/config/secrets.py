@@ -6,6 +6,7 @@ repository of configurations.
 """
 
 import hashlib
+import hmac
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +77,13 @@ def credential(value: Any) -> SecretStr | None:
     if not isinstance(value, str):
         raise ValueError("must be text; put it in quotes")
     return SecretStr(_sendable(value, "the value")) if value else None
+
+
+def is_bearer(authorization: str, token: str) -> bool:
+    """Whether an `Authorization` header carries exactly this token; the scheme in any case, in constant time."""
+    scheme, _, sent = authorization.partition(" ")
+    is_right = hmac.compare_digest(sent.strip().encode("utf-8", "surrogateescape"), token.encode())
+    return is_right and scheme.lower() == "bearer"
 
 
 def _sendable(secret: str, source: str) -> str:

@@ -15,10 +15,11 @@ from meter_proxy.config.schema import Key
 from meter_proxy.errors import ClientError
 from meter_proxy.quota.charge import Unit
 from meter_proxy.quota.statement import Line
+from meter_proxy.usage import NANO_USD
 
 UNLIMITED_USD = 100_000_000
 MAX_DAYS = 100
-NANO_USD, NANO_USD_PER_CENT = 1e9, 1e7
+NANO_USD_PER_CENT = NANO_USD // 100
 
 
 def budget(lines: Iterable[Line]) -> Line | None:

@@ -15,10 +15,10 @@ from multidict import MultiMapping
 from meter_proxy.errors import ClientError
 from meter_proxy.ledger.books import FIELDS
 from meter_proxy.ledger.days import DayTotal, Place
+from meter_proxy.usage import NANO_USD
 
 DAY_S = 86_400
 LAST_INSTANT = 253_402_214_400  # 9999-12-31: what a calendar can hold
-NANO_USD = 1e9
 CURSOR = "page_"
 ONLY_DAYS = "Usage is kept by UTC day here: bucket_width can only be 1d."
 

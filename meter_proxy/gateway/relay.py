@@ -270,7 +270,7 @@ class Relay(Tee):
             began_at = perf_counter()
             self._forward(payload, framed)
             self._stats.observe_overhead("chunk", perf_counter() - began_at)
-        elif self._allowance is None:
+        elif self._allowance is None:  # as `_forward`, for each chunk, without a call
             self._pass(payload, framed)
         else:
             self._pass_within(self._allowance, payload, framed)

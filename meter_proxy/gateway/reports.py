@@ -5,7 +5,6 @@ GET /dashboard/billing/subscription  GET /dashboard/billing/usage       with the
 """
 
 import asyncio
-import hmac
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from meter_proxy.config.secrets import is_bearer
 from meter_proxy.errors import ClientError, StoreError
 from meter_proxy.gateway import dashboard
 from meter_proxy.gateway.gateway import Gateway
@@ -76,11 +76,8 @@ class Reports:
 
     def _check_admin(self, request: web.Request) -> None:
         token = self._gateway.config.admin_token
-        scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
-        if token is not None and scheme.lower() == "bearer":
-            expected = token.get_secret_value().encode()
-            if hmac.compare_digest(sent.strip().encode("utf-8", "surrogateescape"), expected):
-                return
+        if token is not None and is_bearer(request.headers.get("Authorization", ""), token.get_secret_value()):
+            return
         how = "Send the admin_token" if token is not None else "Set admin_token in the configuration, and send it"
         raise ClientError(
             401, "invalid_admin_token", f"{how} as `Authorization: Bearer TOKEN`.", headers=UNAUTHORIZED_HEADERS

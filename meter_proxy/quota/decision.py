@@ -6,16 +6,15 @@ headers are OpenAI's: https://platform.openai.com/docs/guides/error-codes
 """
 
 import math
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 from meter_proxy.quota.charge import Unit
 from meter_proxy.quota.headers import Headers
 from meter_proxy.quota.rules import Rule
-from meter_proxy.quota.windows import Window
+from meter_proxy.quota.windows import Window, rfc3339
+from meter_proxy.usage import NANO_USD
 
 CONCURRENT_RETRY_S = 1.0  # when another exchange ends, nobody knows
-NANO_USD = 1_000_000_000
 
 
 class Denied(NamedTuple):
@@ -46,8 +45,7 @@ class Denied(NamedTuple):
             return f"Too many requests at once: {whose} may have {rule.limit} open. Rule: {rule.id}."
         until = ""
         if self.window.ends_at:
-            at = datetime.fromtimestamp(self.window.ends_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            until = f" It resets at {at}."
+            until = f" It resets at {rfc3339(self.window.ends_at)}."
         what = "Rate limit reached" if rule.is_rate else "Quota exceeded"
         return f"{what}: {whose} may use {described(rule)}. Rule: {rule.id}.{until}"
 

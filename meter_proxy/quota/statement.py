@@ -13,13 +13,12 @@ are US dollars, as strings with all their digits; all others are integers. Times
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from meter_proxy.quota.charge import KEY_HOLDER, Unit
-from meter_proxy.quota.decision import NANO_USD
 from meter_proxy.quota.rules import Rule
-from meter_proxy.quota.windows import Window
+from meter_proxy.quota.windows import Window, rfc3339
+from meter_proxy.usage import NANO_USD
 
 
 class Line(NamedTuple):
@@ -43,7 +42,7 @@ def statement(
         "object": "usage",
         "key": key,
         "account": account,
-        "as_of": _time(now),
+        "as_of": rfc3339(now),
         "live": live,
         "today": _day(*days[0]),
         "days": [_day(day, totals) for day, totals in reversed(days) if totals],
@@ -75,8 +74,8 @@ def _quota(line: Line) -> dict[str, Any]:
         "reserved": amount(line.reserved),
         "remaining": amount(max(0, rule.limit - taken)),
         "window": window.id,
-        "began_at": _time(window.began_at) if window.began_at else None,
-        "resets_at": _time(window.ends_at) if window.ends_at else None,
+        "began_at": rfc3339(window.began_at) if window.began_at else None,
+        "resets_at": rfc3339(window.ends_at) if window.ends_at else None,
         "timezone": rule.zone,
         "warning": rule.warn_from is not None and taken >= rule.warn_from,
     }
@@ -87,7 +86,3 @@ def dollars(nano_usd: int) -> str:
     whole, rest = divmod(nano_usd, NANO_USD)
     digits = f"{rest:09d}".rstrip("0")
     return f"{whole}.{digits}" if digits else str(whole)
-
-
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

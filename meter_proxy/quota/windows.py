@@ -5,7 +5,7 @@ is part of the same hourly window as the first (its name on the clock is the sam
 under one name; a day may have 23 or 25 hours. Where a calendar skips a day, nobody can be in it.
 """
 
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -92,3 +92,8 @@ def _hour(name: str, tz: ZoneInfo, now: int) -> Window:
 def _midnight(day: date, tz: ZoneInfo) -> int:
     """When a local day begins: its first instant, also where midnight itself is skipped."""
     return int(datetime(day.year, day.month, day.day, tzinfo=tz).timestamp())
+
+
+def rfc3339(at: float) -> str:
+    """An instant in Unix seconds as people and programs read it, in whole seconds of UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

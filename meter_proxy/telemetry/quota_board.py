@@ -5,12 +5,13 @@ the workers: of what they use themselves at once, of everything else when it was
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 from meter_proxy.quota.charge import Unit
+from meter_proxy.quota.windows import rfc3339
 from meter_proxy.tasks import slices, sort
-from meter_proxy.telemetry.quota_gauges import NANO, QuotaState, newer
+from meter_proxy.telemetry.quota_gauges import QuotaState, newer
 from meter_proxy.telemetry.quota_rules import MAX_WATCHED, WatchedRule, WatchedRules
+from meter_proxy.usage import NANO_USD
 
 SLICE = 200  # rules before the loop gets its turn: 1 ms
 QuotaRow = dict[str, str | int | float | list[str] | None]
@@ -97,7 +98,7 @@ class QuotaBoard:
             _amount(rule, used),
             _amount(rule, reserved),
             _amount(rule, max(0, rule.limit - used - reserved)),
-            datetime.fromtimestamp(ends_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if ends_at else None,
+            rfc3339(ends_at) if ends_at else None,
             rule.warn_at,
             list(rule.models) if rule.models is not None else None,
         )
@@ -105,4 +106,4 @@ class QuotaBoard:
 
 
 def _amount(rule: WatchedRule, amount: int) -> int | float:
-    return amount / NANO if rule.unit is Unit.COST_USD else amount
+    return amount / NANO_USD if rule.unit is Unit.COST_USD else amount

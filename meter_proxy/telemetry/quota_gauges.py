@@ -11,8 +11,7 @@ import msgspec
 from meter_proxy.quota.charge import Unit
 from meter_proxy.telemetry.exposition import Family, Gauge, Labels
 from meter_proxy.telemetry.quota_rules import MAX_SERIES, WatchedRule, WatchedRules
-
-NANO = 1e9
+from meter_proxy.usage import NANO_USD
 
 
 class QuotaState(msgspec.Struct, frozen=True, array_like=True):
@@ -124,7 +123,7 @@ def _taken(state: QuotaState) -> int:
 
 
 def _amount(state: QuotaState, amount: int) -> float:
-    return amount / NANO if state.unit is Unit.COST_USD else amount
+    return amount / NANO_USD if state.unit is Unit.COST_USD else amount
 
 
 def _unused(rule: WatchedRule, now: float) -> QuotaState:
