@@ -183,6 +183,12 @@ class ChunkedReader:
                 framed_end = pos
                 continue
             end = data.find(b"\r\n", pos)
+            if end >= 0 and not self._in_trailers:
+                stop = end + 2 + SIZES[data[pos:end]]
+                if stop > end + 2 and data.startswith(b"\r\n", stop):  # nearly all: a whole plain chunk
+                    pieces.append(data[end + 2 : stop])
+                    pos = framed_end = stop + 2
+                    continue
             if end < 0:
                 if size - pos > MAX_SIZE_LINE_BYTES:
                     raise BadResponse("a chunk-size line without end")

@@ -106,15 +106,28 @@ class Tee:
             return
         is_ours = self.cork()
         try:
-            for start, end in events_in(payload):
-                whole = end - start == len(payload)
-                self._pass(payload if whole else payload[start:end], framed if whole else None)
-                if self._spent >= allowance.top_up_at and self._is_used_up(allowance):
-                    self._stop_at_wall(payload[end:])
-                    return
+            self._pass_one_by_one(allowance, payload, framed)
         finally:
             if is_ours:
                 self.uncork()
+
+    def _pass_one_by_one(self, allowance: Allowance, payload: bytes, framed: bytes | None) -> None:
+        """Forward event by event; once the first content has told what events are worth, the rest as above."""
+        meter, size, is_told = self.meter, len(payload), self._spent > 0
+        assert meter is not None
+        for start, end in events_in(payload):
+            stop = end
+            if not is_told and self._spent > 0:
+                is_told = True
+                if not meter.has_usage and allowance.granted - self._spent > payload.count(b"data:", start) + 1:
+                    stop = size
+            whole = stop - start == size
+            self._pass(payload if whole else payload[start:stop], framed if whole else None)
+            if self._spent >= allowance.top_up_at and self._is_used_up(allowance):
+                self._stop_at_wall(payload[stop:])
+                return
+            if stop == size:
+                return
 
     def _is_used_up(self, allowance: Allowance) -> bool:
         """See to more, where the answer needs more; whether nothing of what is granted is left."""

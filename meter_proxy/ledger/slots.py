@@ -60,7 +60,7 @@ class Progress(NamedTuple):
 class Slot:
     """One live exchange's place. Everything here is a few stores; nothing waits."""
 
-    __slots__ = ("_at", "_free", "_taken_at", "counter", "words")
+    __slots__ = ("_at", "_free", "_noted", "_taken_at", "counter", "words")
 
     def __init__(self, words: memoryview, at: int, free: list[int]) -> None:
         """`words[counter] = N` notes that N content events have come: the plain case of `note`, for each chunk."""
@@ -68,6 +68,7 @@ class Slot:
         self.counter = at + _CONTENT_EVENTS
         self._at = at  # the slot's first word
         self._free = free  # where that goes in the end
+        self._noted: Reading | None = None  # what stands there already
         self._taken_at = perf_counter()
 
     def forwarded(self) -> None:
@@ -76,8 +77,15 @@ class Slot:
 
     def note(self, reading: Reading, *, content_events: int, finished: bool, done: bool, failed: bool) -> None:
         """Note everything that a meter knows."""
-        words, at, usage = self.words, self._at, reading.usage
+        words, at = self.words, self._at
         words[at + _CONTENT_EVENTS] = content_events
+        if reading is not self._noted:
+            self._noted = reading
+            self._note_usage(reading)
+        words[at + _STAGE] = _FINISHED * finished | _DONE * done | _FAILED * failed
+
+    def _note_usage(self, reading: Reading) -> None:
+        words, at, usage = self.words, self._at, reading.usage
         basis, input_basis = reading.basis, reading.input_basis
         if basis is _RUNNING or basis is _REPORTED or input_basis is not None:
             words[at + _INPUT] = _present(usage.input_tokens)
@@ -86,7 +94,6 @@ class Slot:
             words[at + _REASONING] = _present(usage.reasoning_tokens)
             words[at + _INPUT_BASIS] = _CODES[input_basis or _NONE]
             words[at + _BASIS] = _CODES[basis]  # last: now they may be believed
-        words[at + _STAGE] = _FINISHED * finished | _DONE * done | _FAILED * failed
 
     def answered(self, status: int) -> None:
         """Note that the client is about to get a head with this status."""

@@ -70,6 +70,8 @@ class Tally:
         "_final",
         "_latest",
         "_previous_choice",
+        "_reading",
+        "_reading_of",
         "_saw_zero",
         "_token_ids",
         "_trust",
@@ -91,6 +93,8 @@ class Tally:
         self._saw_zero = False
         self._zero_is_final = False
         self._token_ids = 0
+        self._reading: Reading | None = None  # asked for again before anything has changed, and most are
+        self._reading_of = (0, False)
         if choices > 1:
             self._usage_only: list[Counts] = []  # one each, at llama.cpp
             self._by_choice: dict[int, Counts] = {}
@@ -109,6 +113,7 @@ class Tally:
         if not (counts.input_tokens or counts.output_tokens or counts.total_tokens):  # a placeholder: `is_zero`
             self._saw_zero = True
             self._zero_is_final = self._zero_is_final or usage_only or finished
+            self._reading = None
             return
         trust = _FINAL if finished else _RUNNING
         if self._choices > 1:
@@ -131,13 +136,22 @@ class Tally:
         if latest is not None and counts.cached_input_tokens is None:
             counts = _with_cached_of(latest, counts)
         self._latest = counts
-        self._final = None
+        self._final = self._reading = None
         self._trust = trust
         self._content_at_latest = content_events
         self.has_usage = True
 
     def reading(self, *, content_events: int, ended: bool) -> Reading:
-        """Usage so far. `ended`: the answer is complete, so that its last usage is its final one."""
+        """Usage so far. `ended`: the answer is complete, so that its last usage is its final one.
+
+        The same object as long as it says the same.
+        """
+        asked = content_events, ended
+        if self._reading is None or self._reading_of != asked:
+            self._reading, self._reading_of = self._read(content_events, ended), asked
+        return self._reading
+
+    def _read(self, content_events: int, ended: bool) -> Reading:
         latest = self._latest
         if latest is None:
             if self._zero_is_final and content_events == 0:
