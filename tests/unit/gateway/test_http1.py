@@ -51,6 +51,12 @@ def test_whole_plain_chunks_may_go_on_as_they_came() -> None:
     assert ChunkedReader().feed(chunk(b"a") + b"0\r\n\r\n") == (b"a", chunk(b"a"))
 
 
+def test_a_trailer_that_looks_like_a_chunk_is_none() -> None:
+    """Behind the last chunk nothing is content."""
+    out, reader = read(chunk(b"a") + b"0\r\n" + b"1\r\nb\r\n" + b"\r\n", [])
+    assert (out, reader.ended, reader.surplus) == (b"a", True, 0)
+
+
 @pytest.mark.parametrize("raw", [b"1;x=1\r\na\r\n", b"5\r\nab"], ids=["extension", "part of a chunk"])
 def test_anything_but_whole_plain_chunks_is_framed_anew(raw: bytes) -> None:
     """Extensions are dropped, and our framing never depends on bytes that have yet to come."""

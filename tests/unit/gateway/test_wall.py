@@ -298,6 +298,25 @@ async def test_many_events_far_from_the_wall_pass_in_one_piece(rig: Callable[...
     assert one.client.framed[-1] == read
 
 
+async def test_a_first_read_passes_in_one_piece_behind_its_first_content(rig: Callable[..., Rig]) -> None:
+    """That tells what events are worth; what is in front of it, and itself, pass each alone."""
+    one = rig(ScriptedAllowance(60))
+    one.begin()
+    one.say(b"".join(WORDS))
+    assert one.client.received == b"".join(WORDS)
+    assert len(one.client.framed) == 3  # the role, "a", all the rest
+
+
+async def test_a_first_read_of_events_worth_several_tokens_is_cut_at_the_wall(rig: Callable[..., Rig]) -> None:
+    one = rig(ScriptedAllowance(15, "stop", at_once=True))
+    one.begin()
+    one.say(b"".join(answers.running_chat_stream(*"abcdefgh", tokens_per_event=3)))
+    assert await one.is_cut()
+    assert one.client.received.endswith(answers.running_chat_stream(*"abcde", tokens_per_event=3)[5])
+    one.relay.stop_delivery()
+    assert one.counted == 24  # what the upstream had sent is billed
+
+
 async def test_an_event_that_began_before_counts_among_those_of_a_read(rig: Callable[..., Rig]) -> None:
     """A read may end one event more than it begins."""
     one = rig(ScriptedAllowance(8, "stop", at_once=True))

@@ -256,6 +256,13 @@ def test_an_explicit_zero_of_an_empty_answer_is_reported(reads: bytes) -> None:
     assert billed(stream) == (0, 0, Basis.REPORTED)
 
 
+def test_a_zero_is_believed_though_a_reading_was_asked_for_before_it() -> None:
+    stream = meter()
+    assert billed(stream)[2] is Basis.NONE
+    stream.feed(event({"choices": [], "usage": usage(0, 0)}))
+    assert billed(stream) == (0, 0, Basis.REPORTED)
+
+
 def test_a_zero_before_anything_was_generated_is_no_report() -> None:
     """Ollama and MiniMax put placeholders on every event, the first included."""
     stream = meter()
