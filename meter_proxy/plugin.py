@@ -46,10 +46,11 @@ from meter_proxy.ledger.days import ReportStore
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.exposition import CONTENT_TYPE
 from meter_proxy.telemetry.feed import RecordFeed
-from meter_proxy.telemetry.metrics import Metrics, WorkerStats
+from meter_proxy.telemetry.metrics import Metrics
 from meter_proxy.telemetry.publish import published
 from meter_proxy.telemetry.quota_rules import WatchedRules
 from meter_proxy.telemetry.quota_watch import QuotaWatch
+from meter_proxy.telemetry.stats import WorkerStats
 from meter_proxy.telemetry.timed_store import TimedStore
 
 EMBEDDED = "embedded"

@@ -34,7 +34,7 @@ from meter_proxy.gateway.watch import Deadlines
 from meter_proxy.ledger import Ledger
 from meter_proxy.ledger.grants import Grant
 from meter_proxy.tasks import spawn
-from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.telemetry.stats import WorkerStats
 from meter_proxy.usage import Operation, UsageRecord
 
 _log = logging.getLogger("meter_proxy.gateway")

@@ -17,7 +17,7 @@ from meter_proxy.quota.headers import Headers
 from meter_proxy.quota.reservation import FREE, Rates, Terms
 from meter_proxy.quota.statement import Line, statement
 from meter_proxy.quota.windows import window_at
-from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.telemetry.stats import WorkerStats
 from meter_proxy.usage import Operation
 
 UNAVAILABLE_RETRY_S = 5

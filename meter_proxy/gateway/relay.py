@@ -18,7 +18,7 @@ from meter_proxy.gateway.wall import Allowance
 from meter_proxy.gateway.watch import IDLE_TICKS, Deadlines, Timed, Times
 from meter_proxy.ledger.slots import Slot
 from meter_proxy.metering.meter import Meter
-from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.telemetry.stats import WorkerStats
 
 HIGH_WATER_BYTES = 65_536  # of body that arrived before the reply's head is out
 SAMPLE_EVERY = 64  # reads; of these the time in our hands is measured

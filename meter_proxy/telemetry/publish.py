@@ -16,7 +16,7 @@ import msgspec
 
 from meter_proxy.ledger import Ledger
 from meter_proxy.tasks import spawn
-from meter_proxy.telemetry.metrics import Snapshot, WorkerStats
+from meter_proxy.telemetry.stats import Snapshot, WorkerStats
 
 STATS_FILE = "stats.json"
 TICK_NS = 50_000_000  # of a file system's clock, with plenty to spare

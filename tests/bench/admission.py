@@ -31,7 +31,7 @@ from meter_proxy.ledger.grants import Grant
 from meter_proxy.ledger.messages import Call
 from meter_proxy.ledger.store import Store
 from meter_proxy.metering.request import parse_body
-from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.telemetry.stats import WorkerStats
 from meter_proxy.usage import Operation
 from tests.bench.costs import Costs
 from tests.support.servers import StoreServer

@@ -22,8 +22,9 @@ from meter_proxy.quota.charge import Unit
 from meter_proxy.quota.windows import window_at
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.feed import RecordFeed
-from meter_proxy.telemetry.metrics import Metrics, WorkerStats
+from meter_proxy.telemetry.metrics import Metrics
 from meter_proxy.telemetry.quota_gauges import QuotaState
+from meter_proxy.telemetry.stats import WorkerStats
 from tests.support.httpraw import RawClient
 from tests.support.journals import open_journal
 from tests.support.records import usage_record

@@ -20,7 +20,7 @@ from meter_proxy.ledger import Ledger
 from meter_proxy.ledger.counters import Counter
 from meter_proxy.ledger.grants import Grant
 from meter_proxy.metering.request import Asked
-from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.telemetry.stats import WorkerStats
 from meter_proxy.usage import Operation
 from tests.support.records import usage_record
 from tests.support.waiting import until

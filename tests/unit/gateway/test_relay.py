@@ -15,7 +15,7 @@ from meter_proxy.ledger.slots import Progress, SlotTable, read_live
 from meter_proxy.metering.injection import NOTHING_HIDDEN
 from meter_proxy.metering.meter import Meter, meter_for
 from meter_proxy.metering.request import parse_body
-from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.telemetry.stats import WorkerStats
 from meter_proxy.usage import Basis, Operation
 from tests.support import answers
 

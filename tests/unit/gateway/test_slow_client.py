@@ -11,7 +11,7 @@ from meter_proxy.gateway.front import Front, FrontDoor
 from meter_proxy.gateway.gateway import Gateway
 from meter_proxy.gateway.upstream import UpstreamConnection
 from meter_proxy.ledger import Ledger
-from meter_proxy.telemetry.metrics import WorkerStats
+from meter_proxy.telemetry.stats import WorkerStats
 from tests.support import answers
 from tests.unit.gateway.plain_requests import config_of, request
 

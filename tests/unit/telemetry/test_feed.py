@@ -15,9 +15,10 @@ from meter_proxy.ledger.journal import Journal, JournalRecord, encode_line
 from meter_proxy.ledger.totals import summarise
 from meter_proxy.telemetry import feed as feed_module
 from meter_proxy.telemetry.feed import RecordFeed
-from meter_proxy.telemetry.metrics import Metrics, WorkerStats
+from meter_proxy.telemetry.metrics import Metrics
 from meter_proxy.telemetry.publish import STATS_FILE, read_snapshot, write_snapshot
 from meter_proxy.telemetry.records import RecentRecords, as_row
+from meter_proxy.telemetry.stats import WorkerStats
 from meter_proxy.usage import Operation
 from tests.support.journals import open_journal
 from tests.support.waiting import until

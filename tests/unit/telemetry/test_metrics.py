@@ -10,8 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from meter_proxy.quota.charge import Unit
 from meter_proxy.telemetry.exposition import Counter
-from meter_proxy.telemetry.metrics import Metrics, Snapshot, WorkerStats
+from meter_proxy.telemetry.metrics import Metrics
 from meter_proxy.telemetry.servers import Server
+from meter_proxy.telemetry.stats import Snapshot, WorkerStats
 from meter_proxy.usage import Basis, Operation, Outcome
 from tests.unit.telemetry.journal_records import journal_record
 from tests.unit.telemetry.quota_configs import config_with, key

@@ -11,8 +11,8 @@ import pytest
 from meter_proxy.errors import StoreError
 from meter_proxy.ledger import Ledger
 from meter_proxy.ledger.messages import Call
-from meter_proxy.telemetry.metrics import WorkerStats
 from meter_proxy.telemetry.publish import STATS_FILE, SnapshotFile, published, read_snapshot, write_snapshot
+from meter_proxy.telemetry.stats import WorkerStats
 from meter_proxy.telemetry.timed_store import TimedStore
 from meter_proxy.usage import Operation
 from tests.support.records import usage_record
