@@ -32,6 +32,20 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_dclint_finds_nothing() -> None:
+    """The linter of Compose files. Off: an image that is built here is also what the backend runs; services stand in
+    the order of their meaning; it wants single quotes around ports."""
+    dclint = REPOSITORY / "tests" / "e2e" / "node" / "node_modules" / ".bin" / "dclint"
+    off = ["no-build-and-image", "services-alphabetical-order", "require-quotes-in-ports"]
+    done = subprocess.run(
+        [dclint, str(DEPLOY / "docker-compose.yml"), "--max-warnings", "0", "--disable-rule", *off],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
 async def test_what_the_container_runs() -> None:
     """A number for a user, no shell in between, and commands that the program has."""
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["10001:10001"]
