@@ -120,6 +120,7 @@ class MockConnection(asyncio.Protocol):
             self._model = model[1].decode() if model else ""
             if re.search(rb'"stream" *: *true', body):
                 self._asked_for_usage = re.search(rb'"include_usage" *: *true', body) is not None
+                self._asked_for_running_usage = re.search(rb'"continuous_usage_stats" *: *true', body) is not None
                 self._start_stream()
             else:
                 self._mock.answered("plain", PLAIN_OUTPUT_TOKENS)
@@ -161,8 +162,12 @@ class MockConnection(asyncio.Protocol):
             self.end_stream()
             return
         some = min(self._joined, self._events - self._sent)
-        self._transport.write(b"".join(self._content_event() for _ in range(some)))
-        self._sent += some
+        events = []
+        for _ in range(some):
+            self._sent += 1
+            delta = {"content": f" ~T{time.monotonic_ns():016x}"}
+            events.append(self._choice_event(delta, self._sent))
+        self._transport.write(b"".join(events))
         if self._is_writable and not self._transport.is_closing():
             self._wait_for_turn()
 
@@ -176,7 +181,7 @@ class MockConnection(asyncio.Protocol):
     def end_stream(self) -> None:
         """Finish, usage, [DONE], and the end of the body."""
         self._leave_stream()
-        self._transport.write(self._event([{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]))
+        self._transport.write(self._choice_event({}, self._sent, finish_reason="stop"))
         if self._asked_for_usage:
             self._transport.write(self._event([], usage=_usage(self._sent)))
         self._transport.write(_chunk(b"data: [DONE]\n\n"))
@@ -193,9 +198,10 @@ class MockConnection(asyncio.Protocol):
             self._turn.cancel()
             self._turn = None
 
-    def _content_event(self) -> bytes:
-        delta = {"content": f" ~T{time.monotonic_ns():016x}"}
-        return self._event([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
+    def _choice_event(self, delta: dict[str, str], output_tokens: int, finish_reason: str | None = None) -> bytes:
+        running = {"usage": _usage(output_tokens)} if self._asked_for_running_usage else {}
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return self._event([choice], **running)
 
     def _event(self, choices: list[dict[str, Any]], **members: Any) -> bytes:
         event = {**self._head_members("chat.completion.chunk"), "choices": choices, **members}

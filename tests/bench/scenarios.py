@@ -6,6 +6,7 @@ Models are the mock's: m-n<N>-d<D>[-j<J>] streams N content events, D ms apart, 
 from dataclasses import dataclass
 
 EVENTS, REQUESTS, HANG_UPS = "events", "requests", "hang_ups"
+COUNTING = "m-n200-d20-u"  # of the upstream that meter-proxy asks for a running usage, and takes it out again
 FOREVER = "m-n100000"  # more events than a run has time for; the mock ends such streams when the run is over
 
 
@@ -39,6 +40,9 @@ _LEAVES = f"--stream --model {FOREVER}-d2 --connections 32 --sources 16 --hang-u
 _LIGHT = "--stream --model m-n20-d10 --rate 10 --connections 8 --warm-up 1"  # by then all are connected
 ALL = (
     _scenario("paced", "100 streams, a token every 20 ms", EVENTS, "--stream --model m-n200-d20 --connections 100"),
+    _scenario(
+        "running", "the same, each with the usage so far", EVENTS, f"--stream --model {COUNTING} --connections 100"
+    ),
     _scenario("heavy", "200 streams, a token every 10 ms", EVENTS, "--stream --model m-n200-d10 --connections 200"),
     _scenario("burst", "16 streams without a pause", EVENTS, "--stream --model m-n100-d0 --connections 16"),
     _scenario("burst-joined", "the same, 16 events a write", EVENTS, "--stream --model m-n96-d0-j16 --connections 16"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.rig import PROXY_CPU, REPOSITORY, Running, free_port, which
-from tests.bench.scenarios import ALL
+from tests.bench.scenarios import ALL, COUNTING
 
 KEY = "sk-test-0123456789abcdef"
 METER_PROXY = "meter-proxy"
@@ -70,7 +70,9 @@ path_prefixes: [/v1]
 redis: {{url: embedded}}
 upstreams:
   mock: {{base_url: "http://127.0.0.1:{mock}/v1"}}
+  counting: {{base_url: "http://127.0.0.1:{mock}/v1", running_usage: vllm}}
 models:
+  {counting_model}: {{upstream: counting, price: {{input: 2.5, output: 10}}}}
   "*": {{upstream: mock, price: {{input: 2.5, output: 10}}}}
 keys:
   - id: bench
@@ -118,6 +120,7 @@ class Place:
                 files=self.files,
                 connections=self.files * 2,  # when less than 1/16 is free, nginx closes some that are not idle at all
                 half=self.files // 2 - 100,
+                counting_model=COUNTING,
                 digest=hashlib.sha256(KEY.encode()).hexdigest(),
             )
         )

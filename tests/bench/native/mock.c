@@ -5,7 +5,8 @@
  * The request's model says what is streamed: m-n<N>-d<D>[-j<J>] is N content events, D milliseconds apart on average
  * (each pause is even in [D/2, 3D/2]; 0 is no pause), J events to one write (default 1).  Each event is one HTTP chunk
  * and carries "~T" and 16 hex digits: CLOCK_MONOTONIC in ns when it was made.  Then come the finish, the usage where
- * stream_options.include_usage asked for it, and [DONE].  A plain request is answered at once.
+ * stream_options.include_usage asked for it, and [DONE].  Where continuous_usage_stats did, each event has the usage so
+ * far, as vLLM's.  A plain request is answered at once.
  *
  *     GET /-/finish   every open stream ends now, properly, with the usage of what it has sent
  *     GET /-/counts   what was generated so far, as JSON
@@ -35,7 +36,7 @@
 
 struct connection {
     int is_open, generation; /* a timer of a former generation is void */
-    int is_streaming, asked_for_usage, keeps_alive, is_waiting, ending_is_sent;
+    int is_streaming, asked_for_usage, asked_for_running_usage, keeps_alive, is_waiting, ending_is_sent;
     int events, sent, pause_ms, joined;
     char model[64];
     char *in;
@@ -165,12 +166,21 @@ static size_t as_chunk(char *out, const char *data, size_t len) {
     "data: {\"id\":\"chatcmpl-7Qk2mZr0vXxJ\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,"                \
     "\"model\":\"%s\",\"choices\":["
 
+#define USAGE ",\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d}"
+
+/* The end of an event with choices, after `sent` content events. */
+static size_t end_event(struct connection *c, char *data, size_t len, int sent) {
+    len += sprintf(data + len, "]");
+    if (c->asked_for_running_usage) len += sprintf(data + len, USAGE, INPUT_TOKENS, sent, INPUT_TOKENS + sent);
+    return len + sprintf(data + len, "}\n\n");
+}
+
 static size_t content_event(struct connection *c, char *out) {
     char data[EVENT_BYTES];
     size_t len = sprintf(
-        data, CHUNK_HEAD "{\"index\":0,\"delta\":{\"content\":\" ~T%016llx\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+        data, CHUNK_HEAD "{\"index\":0,\"delta\":{\"content\":\" ~T%016llx\"},\"logprobs\":null,\"finish_reason\":null}",
         c->model, (unsigned long long)now_ns());
-    return as_chunk(out, data, len);
+    return as_chunk(out, data, end_event(c, data, len, c->sent + 1));
 }
 
 static void answer_requests(int fd);
@@ -179,11 +189,10 @@ static void answer_requests(int fd);
 static int put_ending(int fd) {
     struct connection *c = connections[fd];
     char data[EVENT_BYTES], chunk[EVENT_BYTES];
-    size_t len = sprintf(data, CHUNK_HEAD "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}]}\n\n", c->model);
-    if (!put(fd, chunk, as_chunk(chunk, data, len))) return 0;
+    size_t len = sprintf(data, CHUNK_HEAD "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\"}", c->model);
+    if (!put(fd, chunk, as_chunk(chunk, data, end_event(c, data, len, c->sent)))) return 0;
     if (c->asked_for_usage) {
-        len = sprintf(data, CHUNK_HEAD "],\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d}}\n\n",
-                      c->model, INPUT_TOKENS, c->sent, INPUT_TOKENS + c->sent);
+        len = sprintf(data, CHUNK_HEAD "]" USAGE "}\n\n", c->model, INPUT_TOKENS, c->sent, INPUT_TOKENS + c->sent);
         if (!put(fd, chunk, as_chunk(chunk, data, len))) return 0;
     }
     return put(fd, chunk, as_chunk(chunk, "data: [DONE]\n\n", 14)) && put(fd, "0\r\n\r\n", 5);
@@ -364,6 +373,7 @@ static void answer_requests(int fd) {
             read_model(c, body);
             int wants_stream = is_true(body, "\"stream\"");
             c->asked_for_usage = is_true(body, "\"include_usage\"");
+            c->asked_for_running_usage = is_true(body, "\"continuous_usage_stats\"");
             body[body_len] = after;
             if (wants_stream) c->is_streaming = 1;
             goes_on = wants_stream || answer_plain(fd);
