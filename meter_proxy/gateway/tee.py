@@ -63,11 +63,18 @@ class Tee:
         meter = self.meter
         assert meter is not None
         out = meter.feed(payload)
-        if self.first_token_at is None or meter.has_usage or meter.finished or meter.failed:
+        slot = self.slot
+        if self.first_token_at is None or meter.finished or meter.failed:
             self._note_news(meter)
-        else:
-            slot = self.slot
+        elif not meter.has_usage:
             self._spent = slot.words[slot.counter] = meter.content_events
+        elif meter.told_at == meter.content_events and not meter.done:
+            words = slot.words
+            words[slot.counter] = meter.content_events
+            self._spent = meter.told_output
+            words[slot.output] = meter.told_output + 1
+        else:
+            self._note(meter)
         client = self._to
         if client is None:
             return

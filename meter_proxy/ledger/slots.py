@@ -60,12 +60,16 @@ class Progress(NamedTuple):
 class Slot:
     """One live exchange's place. Everything here is a few stores; nothing waits."""
 
-    __slots__ = ("_at", "_free", "_noted", "_taken_at", "counter", "words")
+    __slots__ = ("_at", "_free", "_noted", "_taken_at", "counter", "output", "words")
 
     def __init__(self, words: memoryview, at: int, free: list[int]) -> None:
-        """`words[counter] = N` notes that N content events have come: the plain case of `note`, for each chunk."""
+        """`words[counter] = N` notes that N content events have come: the plain case of `note`, for each chunk.
+
+        And `words[output] = N + 1` that, of a reading that was noted, now N output tokens are told.
+        """
         self.words = words  # of the whole table
         self.counter = at + _CONTENT_EVENTS
+        self.output = at + _OUTPUT
         self._at = at  # the slot's first word
         self._free = free  # where that goes in the end
         self._noted: Reading | None = None  # what stands there already

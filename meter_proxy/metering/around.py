@@ -8,6 +8,8 @@ from meter_proxy.metering.tally import Reading
 class AroundMeter:
     """Says of an answer what the meter inside says; `_inner` may be replaced until the first byte decides."""
 
+    told_at, told_output = -1, 0  # never: each usage is read
+
     def __init__(self, inner: "StreamMeter | BodyMeter | NullMeter | AroundMeter") -> None:
         self._inner = inner
 

@@ -16,6 +16,8 @@ class BodyMeter:
     Generated text without a usable usage counts as one content event. An error in a 200 bills nothing.
     """
 
+    told_at, told_output = -1, 0  # never: each usage is read
+
     __slots__ = (
         "_asked",
         "_closed",
@@ -101,6 +103,8 @@ class BodyMeter:
 
 class NullMeter:
     """An answer that bills nothing: an error status. Forwards everything."""
+
+    told_at, told_output = -1, 0  # never: each usage is read
 
     def __init__(self) -> None:
         self.content_events = 0

@@ -49,6 +49,14 @@ class Meter(Protocol):
         """Counts have been seen; before that a reading is just the number of content events."""
 
     @property
+    def told_at(self) -> int:
+        """Where this is `content_events`, of the reading that was last asked for only the output has changed."""
+
+    @property
+    def told_output(self) -> int:
+        """... and is this."""
+
+    @property
     def reads_at_end(self) -> bool:
         """The answer is understood at its end only (`finish`), not as it comes."""
 

@@ -19,7 +19,7 @@ from meter_proxy.metering.dialects.wire import Answer, Choice, read_answer, read
 from meter_proxy.metering.injection import Hidden, without_usage
 from meter_proxy.metering.request import Asked
 from meter_proxy.metering.tally import Reading, Tally
-from meter_proxy.metering.template import NO_TEMPLATE, Kinds, kinds_of
+from meter_proxy.metering.template import NO_TEMPLATE, Kinds, Template, kinds_of
 from meter_proxy.usage import Operation
 
 _DONE = b"[DONE]"
@@ -48,6 +48,9 @@ class StreamMeter:
         "_operation",
         "_other",
         "_parsed",
+        "_read_others",
+        "_read_rest",
+        "_read_template",
         "_saw_answer",
         "_saw_noise",
         "_tally",
@@ -61,6 +64,8 @@ class StreamMeter:
         "reads_at_end",
         "response_model",
         "sample",
+        "told_at",
+        "told_output",
     )
 
     def __init__(self, operation: Operation, *, asked: Asked, hidden: Hidden, max_event_bytes: int) -> None:
@@ -69,6 +74,8 @@ class StreamMeter:
         self.done = False
         self.failed = False
         self.has_usage = False  # the answer has said counts so far
+        self.told_output = 0
+        self.told_at = -1
         self.reads_at_end = False
         self.response_model: str | None = None
         self.bad_usage: list[str] = []
@@ -88,7 +95,12 @@ class StreamMeter:
         self._saw_answer = False
         self._between_events = True
         self._has_begun = False
-        self._unread_usage: tuple[str, bytes, int] | None = None  # its name and bytes, and content events by then
+        self._unread_usage: tuple[Template, re.Match[bytes], int] | None = None  # and content events by then
+        # The counts in the last event of this template that was read, but for its output: where the next has the same,
+        # its output is all that is new.
+        self._read_template = NO_TEMPLATE
+        self._read_others: object = None
+        self._read_rest = 0
         self._likely = NO_TEMPLATE
         self._other = NO_TEMPLATE  # a second one: reasoning and content, or two choices
         self._kinds: Kinds | None = None  # what other streams have taught
@@ -145,8 +157,9 @@ class StreamMeter:
 
     def usage_so_far(self) -> Reading:
         """The usage of everything fed so far, and how we know."""
-        if self._unread_usage is not None:
-            self._read_usage()
+        unread = self._unread_usage
+        if unread is not None:
+            self._expect_the_like(*unread[:2], self._read_usage())
         return self._tally.reading(content_events=self.content_events, ended=self.done)
 
     def _feed(self, data: bytes) -> bytes:
@@ -224,11 +237,15 @@ class StreamMeter:
 
     def _take_usage(self, event: re.Match[bytes], start: int = 0) -> bytes:
         """Note the running usage of an event that `_likely` found; returns what of its bytes the client gets."""
-        name = self._likely.usage_name
-        assert name is not None
+        template = self._likely
+        groups = template.counts
         self.has_usage = True
-        self._unread_usage = (name, event["usage"], self.content_events)
-        if name != "usage" or not self._hidden.running_usage:
+        self._unread_usage = (template, event, self.content_events)
+        if template is self._read_template and groups and event.group(*groups.others) == self._read_others:
+            output = int(event["output"])
+            if not groups.has_total or int(event["total"]) == output + self._read_rest:
+                self.told_output, self.told_at = output, self.content_events
+        if template.usage_name != "usage" or not self._hidden.running_usage:
             return event.string[start : event.end()]
         cut_start, cut_end = event.span("member")
         return event.string[start:cut_start] + event.string[cut_end : event.end()]
@@ -339,6 +356,7 @@ class StreamMeter:
                 self.failed = self.failed or choice.finish_reason == "error"
         self.content_events += has_content
         if has_usage:
+            self.told_at, self._read_template = -1, NO_TEMPLATE
             self._tally.note(
                 answer, content_events=self.content_events, has_content=has_content, finished=self.finished
             )
@@ -346,15 +364,30 @@ class StreamMeter:
         if has_content and line_bytes is not None and _is_plain(answer):
             self._learn(answer, raw, line_bytes)
 
-    def _read_usage(self) -> None:
+    def _read_usage(self) -> Counts | None:
         """Take the usage of the last known event that had one: read only when somebody asks, or more comes."""
         if self._unread_usage is None:
-            return
-        name, usage, content_events = self._unread_usage
+            return None
+        template, event, content_events = self._unread_usage
         self._unread_usage = None
-        counts = read_usage(read_usage_object(usage)) if name == "usage" else read_timings(msgspec.json.decode(usage))
-        if isinstance(counts, Counts):  # always: it was told by the bytes of one that is
-            self._tally.note_running(counts, content_events=content_events, finished=self.finished)
+        usage, is_usage = event["usage"], template.usage_name == "usage"
+        counts = read_usage(read_usage_object(usage)) if is_usage else read_timings(msgspec.json.decode(usage))
+        if not isinstance(counts, Counts):  # never: it was told by the bytes of one that is
+            return None
+        self._tally.note_running(counts, content_events=content_events, finished=self.finished)
+        return counts
+
+    def _expect_the_like(self, template: Template, event: re.Match[bytes], counts: Counts | None) -> None:
+        """Somebody knows these counts of that event: let `told_output` say where the output alone has changed."""
+        groups = template.counts
+        self._read_template = NO_TEMPLATE
+        if groups is None or counts is None or counts.hidden_output_tokens or counts.reasoning_tokens:
+            return  # what is added to the output, or may be no more than it
+        output = int(event["output"])
+        if counts.output_tokens != output:
+            return
+        self._read_template, self._read_others = template, event.group(*groups.others)
+        self._read_rest = int(event["total"]) - output if groups.has_total else 0
 
     def _is_first_message(self, choice: Choice) -> bool:
         """It is not the whole message once more, at the end (MiniMax)."""

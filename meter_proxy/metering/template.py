@@ -33,7 +33,13 @@ _STRING_OR_NUMBER = re.compile(rb'"(?:[^"\\]|\\.)*+"|(?P<number>-?[0-9][0-9.eE+-
 _COUNT = rb"[1-9][0-9]{0,14}+"
 _FRACTION = rb"(?:0|[1-9][0-9]*+)\.[0-9]++"
 _IS_COUNT = re.compile(_COUNT).fullmatch
-_VARYING = ((re.compile(_COUNT), _COUNT), (re.compile(_FRACTION), _FRACTION))
+_IS_FRACTION = re.compile(_FRACTION).fullmatch
+_ROLES = {
+    b"completion_tokens": "output",
+    b"output_tokens": "output",
+    b"predicted_n": "output",
+    b"total_tokens": "total",
+}
 _FIELD_BYTES = len(b"data:")
 _LINE_ENDS = (b"\n\n", b"\r\n\r\n")
 
@@ -45,26 +51,43 @@ _MOST_PATIENT = 1024  # learning costs some 30 parsed events, and is wasted on s
 class Shape(NamedTuple):
     """What the events of one kind have in common: a pattern up to the text, and one of all that follows.
 
-    With a running usage, the second one's groups are `member`, the usage with its name and the comma before it, and
-    `usage`, its value; `usage_name` is then "usage" or "timings". `model`: the one that all these events name.
+    With a running usage, the second one's groups are `member`, the usage with its name and the comma before it,
+    `usage`, its value, and the counts in it (`CountGroups`); `usage_name` is then "usage" or "timings". `model`: the
+    one that all these events name.
     """
 
     front: bytes
     rest: bytes
     usage_name: str | None
     model: str | None
+    counts: "CountGroups | None" = None
+
+
+class CountGroups(NamedTuple):
+    """The counts in a running usage, each a group: `output`, perhaps `total`, and all others, by their names here."""
+
+    has_total: bool
+    others: tuple[str, ...]  # at least one: the input
 
 
 class Template:
     """Tells the events of one kind in one stream, in place."""
 
-    __slots__ = ("fullmatch", "match", "model", "prefix", "prefix_bytes", "usage_name")
+    __slots__ = ("counts", "fullmatch", "match", "model", "prefix", "prefix_bytes", "usage_name")
 
-    def __init__(self, prefix: bytes, rest: re.Pattern[bytes], usage_name: str | None, model: str | None) -> None:
+    def __init__(
+        self,
+        prefix: bytes,
+        rest: re.Pattern[bytes],
+        usage_name: str | None,
+        model: str | None,
+        counts: CountGroups | None = None,
+    ) -> None:
         self.prefix = prefix
         self.prefix_bytes = len(prefix)
         self.usage_name = usage_name
         self.model = model
+        self.counts = counts
         self.match = rest.match  # both from `prefix_bytes` after the event's start
         self.fullmatch = rest.fullmatch
 
@@ -76,7 +99,7 @@ class Kind:
     """Tells the events of one Shape in any stream."""
 
     def __init__(self, shape: Shape) -> None:
-        self._usage_name, self._model = shape.usage_name, shape.model
+        self._usage_name, self._model, self._counts = shape.usage_name, shape.model, shape.counts
         self._front = _compiled(shape.front).match
         self._rest = _compiled(shape.rest)
 
@@ -89,7 +112,9 @@ class Kind:
         if front is None:
             return None
         event = self._rest.fullmatch(raw, front.end())
-        return None if event is None else (Template(front[0], self._rest, self._usage_name, self._model), event)
+        if event is None:
+            return None
+        return Template(front[0], self._rest, self._usage_name, self._model, self._counts), event
 
 
 @lru_cache(maxsize=512)
@@ -176,6 +201,7 @@ def shape_of(raw: bytes, text_bytes: int, spoken_at: tuple[Path, ...], usage_nam
         return None
     front = re.escape(raw[:_FIELD_BYTES])
     rest = b""
+    counts = next((slot.counts for slot in slots if slot.is_usage), None)
     position = 0
     for slot in slots:
         between = re.escape(payload[position : slot.start])
@@ -189,7 +215,7 @@ def shape_of(raw: bytes, text_bytes: int, spoken_at: tuple[Path, ...], usage_nam
         position = slot.end
     model = answer.get("model")
     model = model if isinstance(model, str) and model else None
-    return Shape(front, rest + re.escape(payload[position:] + line_end), usage_name, model)
+    return Shape(front, rest + re.escape(payload[position:] + line_end), usage_name, model, counts)
 
 
 class _Slot(NamedTuple):
@@ -199,6 +225,7 @@ class _Slot(NamedTuple):
     end: int
     pattern: bytes
     is_usage: bool = False
+    counts: CountGroups | None = None
 
 
 def _text_slot(payload: bytes, answer: Any, spoken_at: tuple[Path, ...]) -> _Slot | None:
@@ -226,21 +253,34 @@ def _slots(payload: bytes, text: _Slot, usage_name: str | None) -> list[_Slot]:
         elif member.name == usage_name and is_behind:
             start, end = jsonbody.with_comma(payload, member)
             name = re.escape(payload[start : member.value_start])
-            slots.append(_Slot(start, end, b"(?P<member>%s(?P<usage>%s))" % (name, _counting(value)), is_usage=True))
+            usage, counts = _counting(value)
+            slots.append(_Slot(start, end, b"(?P<member>%s(?P<usage>%s))" % (name, usage), True, counts))
     return sorted(slots)
 
 
-def _counting(usage: bytes) -> bytes:
-    """A pattern of usages of the same kind: the numbers in it may be others."""
-    pattern, position = b"", 0
+def _counting(usage: bytes) -> tuple[bytes, CountGroups | None]:
+    """A pattern of usages of the same kind: the numbers in it may be others. And its counts, if they can be told."""
+    pattern, position, name = b"", 0, b""
+    roles: list[str] = []
     for token in _STRING_OR_NUMBER.finditer(usage):
-        for kind, other in _VARYING:
-            if token["number"] and kind.fullmatch(token["number"]) and not _is_integral_fraction(token["number"]):
-                pattern += re.escape(usage[position : token.start()]) + other
-                position = token.end()
-    return pattern + re.escape(usage[position:])
+        number = token["number"]
+        if number is None:
+            name = token[0][1:-1]
+        elif _IS_COUNT(number):
+            role = _ROLES.get(name, "other")
+            if role == "other" or role in roles:
+                role = f"other{len(roles)}"
+            roles.append(role)
+            pattern += re.escape(usage[position : token.start()]) + b"(?P<%b>%b)" % (role.encode(), _COUNT)
+            position = token.end()
+        elif _IS_FRACTION(number) and not _is_integral(number):
+            pattern += re.escape(usage[position : token.start()]) + _FRACTION
+            position = token.end()
+    others = tuple(role for role in roles if role.startswith("other"))
+    counts = CountGroups("total" in roles, others) if others and "output" in roles else None
+    return pattern + re.escape(usage[position:]), counts
 
 
-def _is_integral_fraction(number: bytes) -> bool:
+def _is_integral(fraction: bytes) -> bool:
     """16.0, which may be a count."""
-    return b"." in number and float(number).is_integer()
+    return float(fraction).is_integer()

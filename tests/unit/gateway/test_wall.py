@@ -24,7 +24,7 @@ from meter_proxy.metering.injection import NOTHING_HIDDEN, Hidden
 from meter_proxy.metering.meter import Meter, meter_for
 from meter_proxy.metering.request import parse_body
 from meter_proxy.telemetry.stats import WorkerStats
-from meter_proxy.usage import Operation
+from meter_proxy.usage import Basis, Operation
 from tests.support import answers
 from tests.support.allowance import ScriptedAllowance
 
@@ -315,6 +315,16 @@ async def test_a_first_read_of_events_worth_several_tokens_is_cut_at_the_wall(ri
     assert one.client.received.endswith(answers.running_chat_stream(*"abcde", tokens_per_event=3)[5])
     one.relay.stop_delivery()
     assert one.counted == 24  # what the upstream had sent is billed
+
+
+async def test_the_end_of_a_stream_is_noted_with_its_last_count(rig: Callable[..., Rig], tmp_path: Path) -> None:
+    """In the slot before the client has it: a count that nothing follows any more is the final one."""
+    one = rig(ScriptedAllowance(500))
+    one.begin()
+    events = answers.running_chat_stream(*"abcdefgh")
+    one.say(*events[:8], events[8] + answers.DONE)
+    (progress,) = read_live(tmp_path)
+    assert (progress.done, progress.reading.basis, one.counted) == (True, Basis.REPORTED, 16)
 
 
 async def test_an_event_that_began_before_counts_among_those_of_a_read(rig: Callable[..., Rig]) -> None:

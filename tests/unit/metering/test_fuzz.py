@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,6 +90,42 @@ streams = st.lists(st.tuples(data_lines | data_lines | other_lines, ends), max_s
 hiding = st.sampled_from([NOTHING_HIDDEN, Hidden(usage_event=True), Hidden(running_usage=True), EVERYTHING])
 
 
+# One server's running usages, in one style; now and then another input, a part of it cached, tokens that were thought.
+odd_usages = st.fixed_dictionaries(
+    {"prompt_tokens": st.sampled_from([9, 9, 9, 12])},
+    optional={
+        "prompt_tokens_details": st.fixed_dictionaries({"cached_tokens": st.sampled_from([0, 4, 11])}),
+        "cached_tokens": st.sampled_from([1, 2]),
+        "reasoning_tokens": st.sampled_from([0, 1, 30]),
+        "output_tokens": st.sampled_from([1, 7]),
+        "usage": st.just({"completion_tokens": 9}),
+    },
+)
+counting = st.builds(
+    lambda text, count, odd, hidden: {
+        "choices": [{"index": 0, "delta": {"content": text}}],
+        "usage": {**odd, "completion_tokens": count, "total_tokens": odd["prompt_tokens"] + count + hidden},
+    },
+    st.sampled_from(["a", "b", "b", ""]),
+    st.integers(0, 40),
+    st.just({"prompt_tokens": 9}) | odd_usages,
+    st.sampled_from([0] * 9 + [30]),
+)
+timed = st.builds(
+    lambda count, fresh: {
+        "choices": [{"index": 0, "delta": {"content": "a"}}],
+        "timings": {"prompt_n": fresh, "cache_n": 3, "predicted_n": count, "predicted_ms": count + 0.5},
+    },
+    st.integers(0, 40),
+    st.sampled_from([9, 9, 9, 2]),
+)
+ending = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 41, "total_tokens": 50}}
+finishing = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": ending["usage"]}
+counting_streams = st.lists(
+    counting | counting | timed | plain | st.sampled_from([ending, finishing]), max_size=14
+).map(lambda wires: [b"data: " + json.dumps(wire, separators=(",", ":")).encode() + b"\n\n" for wire in wires])
+
+
 def metered(
     reads: list[bytes], choices_asked: int, hidden: Hidden, max_event_bytes: int = 500
 ) -> tuple[bytes, dict[str, Any]]:
@@ -133,3 +170,21 @@ def test_events_known_by_their_bytes_count_as_parsed_ones(data: bytes, asked: in
         patch.setattr(Kinds, "learn", lambda *_, **__: None)
         kinds_of.cache_clear()
         assert metered([data], asked, EVERYTHING) == taught
+
+
+@settings(max_examples=600)
+@given(counting_streams, st.lists(st.integers(1, 4), min_size=14, max_size=14), hiding)
+def test_what_is_told_is_what_would_be_read(events: list[bytes], in_a_read: list[int], hidden: Hidden) -> None:
+    """Who takes the output as it is told, where nothing else has changed, knows what one knows who asks each time."""
+    asked = Asked(model="told", stream=True)
+    telling, asking = (StreamMeter(Operation.CHAT, asked=asked, hidden=hidden, max_event_bytes=500) for _ in range(2))
+    known = telling.usage_so_far()
+    while events:
+        read, events = b"".join(events[: in_a_read[0]]), events[in_a_read.pop(0) :]
+        assert telling.feed(read) == asking.feed(read)
+        if telling.told_at == telling.content_events and not (telling.finished or telling.done):
+            usage = msgspec.structs.replace(known.usage, output_tokens=telling.told_output)
+            known = msgspec.structs.replace(known, usage=usage)
+        else:
+            known = telling.usage_so_far()
+        assert known == asking.usage_so_far()

@@ -407,3 +407,30 @@ def test_an_event_over_the_bound_counts_once_however_it_comes() -> None:
             stream.feed(read)
         assert stream.content_events == 8
         assert stream.bad_usage == ["event_too_big"]
+
+
+def test_the_output_of_a_running_usage_is_told_where_nothing_else_has_changed() -> None:
+    """So that it need not be read at each event; the input is as it was read before."""
+    kinds_of.cache_clear()
+    stream = meter()
+    told = []
+    for count in range(1, 9):
+        stream.feed(text("a", usage={**usage(9, count), "total_tokens": 9 + count}))
+        told.append(stream.told_output if stream.told_at == stream.content_events else None)
+        if told[-1] is None:
+            assert billed(stream) == (9, count, Basis.RUNNING)
+    assert told[-4:] == [5, 6, 7, 8]
+    assert billed(stream) == (9, 8, Basis.RUNNING)
+    stream.feed(text("a", usage={**usage(12, 9), "total_tokens": 21}))
+    assert stream.told_at != stream.content_events
+    assert billed(stream) == (12, 9, Basis.RUNNING)
+
+
+def test_a_running_count_with_a_total_that_it_does_not_explain_is_not_told() -> None:
+    """It is not believed (Gemini's running totals jump): what shows is counted."""
+    kinds_of.cache_clear()
+    stream = meter()
+    for count in range(1, 9):
+        stream.feed(text("a", usage={**usage(9, 2 * count), "total_tokens": 39 + 2 * count}))
+        assert billed(stream) == (9, count, Basis.COUNTED)
+        assert stream.told_at != stream.content_events
