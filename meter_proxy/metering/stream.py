@@ -240,6 +240,8 @@ class StreamMeter:
         template = self._likely
         groups = template.counts
         self.has_usage = True
+        if self._unread_usage is not None and self._unread_usage[0] is not template:
+            self._read_usage()  # it may say what this one does not: how much of the input was cached
         self._unread_usage = (template, event, self.content_events)
         if template is self._read_template and groups and event.group(*groups.others) == self._read_others:
             output = int(event["output"])
@@ -369,7 +371,7 @@ class StreamMeter:
         if self._unread_usage is None:
             return None
         template, event, content_events = self._unread_usage
-        self._unread_usage = None
+        self._unread_usage, self._read_template = None, NO_TEMPLATE
         usage, is_usage = event["usage"], template.usage_name == "usage"
         counts = read_usage(read_usage_object(usage)) if is_usage else read_timings(msgspec.json.decode(usage))
         if not isinstance(counts, Counts):  # never: it was told by the bytes of one that is
@@ -380,7 +382,6 @@ class StreamMeter:
     def _expect_the_like(self, template: Template, event: re.Match[bytes], counts: Counts | None) -> None:
         """Somebody knows these counts of that event: let `told_output` say where the output alone has changed."""
         groups = template.counts
-        self._read_template = NO_TEMPLATE
         if groups is None or counts is None or counts.hidden_output_tokens or counts.reasoning_tokens:
             return  # what is added to the output, or may be no more than it
         output = int(event["output"])

@@ -434,3 +434,35 @@ def test_a_running_count_with_a_total_that_it_does_not_explain_is_not_told() -> 
         stream.feed(text("a", usage={**usage(9, 2 * count), "total_tokens": 39 + 2 * count}))
         assert billed(stream) == (9, count, Basis.COUNTED)
         assert stream.told_at != stream.content_events
+
+
+def test_a_count_that_nobody_asked_for_is_not_what_the_next_one_differs_from() -> None:
+    """In between the reading was one of another kind."""
+
+    def timed(count: int) -> bytes:
+        return text("a", timings={"prompt_n": 9, "cache_n": 3, "predicted_n": count})
+
+    kinds_of.cache_clear()
+    for counts in ([0] * 4, [1, 2, 3, 4]):  # both kinds are known from other streams
+        run(meter(), [timed(count) for count in counts])
+    stream = meter()
+    for count in (1, 2, 3):
+        stream.feed(timed(count))
+        stream.usage_so_far()
+    stream.feed(timed(0) + chunk({"role": "assistant"}))
+    assert billed(stream) == (12, 4, Basis.COUNTED)
+    stream.feed(timed(5))
+    assert stream.told_at != stream.content_events
+    assert billed(stream) == (12, 5, Basis.RUNNING)
+
+
+def test_a_cached_input_that_one_event_tells_is_not_lost_in_a_read_of_several() -> None:
+    """TensorRT-LLM says it once; and of several usages that are known by their bytes only the last is read."""
+    first = text("a", usage=usage(9, 1, prompt_tokens_details={"cached_tokens": 4}))
+    others = [text("a", usage=usage(9, count)) for count in (2, 3, 4, 5)]
+    kinds_of.cache_clear()
+    for events in ([first] * 4, others, others):  # both kinds are known from other streams
+        run(meter(), events)
+    stream = meter()
+    stream.feed(first + b"".join(others))
+    assert stream.usage_so_far().usage == Usage(9, 5, 4)
