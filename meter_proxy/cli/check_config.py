@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from meter_proxy.cli.tables import counted
 from meter_proxy.config.load import examine, not_yet_enforced
 from meter_proxy.config.schema import Config
 from meter_proxy.ledger.units import held_units
@@ -69,4 +70,4 @@ def _found(config: Config) -> str:
         "key": config.keys,
         "account": config.accounts,
     }
-    return ", ".join(f"{len(section)} {name}{'' if len(section) == 1 else 's'}" for name, section in sections.items())
+    return ", ".join(counted(len(section), name) for name, section in sections.items())

@@ -102,6 +102,14 @@ async def test_each_figure_that_was_touched_is_named(tmp_path: Path, harm: Any, 
     assert any(difference.field.endswith(field) for difference in result.differences)
 
 
+async def test_the_command_counts_in_good_english(tmp_path: Path) -> None:
+    """One exchange is one record, of a day and of a counter."""
+    with StoreServer.redis(tmp_path) as server:
+        await settled(tmp_path, server.url, count=1)
+        _, out, _ = await run("audit", "--state-dir", tmp_path / "state", "--redis", server.url)
+    assert out == "1 record, 2 days and counters compared: no difference\n"
+
+
 async def test_the_command_compares_beside_a_stopped_serve(tmp_path: Path) -> None:
     """Exit 0 and a line; exit 1 and each difference."""
     with StoreServer.redis(tmp_path) as server:
@@ -139,7 +147,7 @@ async def test_a_damaged_journal_is_refused_and_repaired(tmp_path: Path) -> None
         arguments = ("repair", "--state-dir", tmp_path / "state")
         code, out, _ = await run(*arguments)
         assert code == 1
-        assert "11 records before it are good, and so are 18 behind it" in out
+        assert "11 good records before it and 18 behind it are saved" in out
         assert path.read_bytes().count(b"\n") == 30
         code, out, _ = await run(*arguments, "--format", "json")
         (damaged,) = json.loads(out)["damaged"]
