@@ -13,8 +13,9 @@ from meter_proxy.config.schema import JournalConfig
 from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger import former
 from meter_proxy.ledger.admission import Admission
-from meter_proxy.ledger.books import Books, CounterBook
+from meter_proxy.ledger.books import FIELDS, Books, CounterBook
 from meter_proxy.ledger.checkpoint import encode_books, encode_in_slices, load, write_checkpoint
+from meter_proxy.ledger.days import by_model
 from meter_proxy.ledger.flushing import Flusher
 from meter_proxy.ledger.grants import Quotas
 from meter_proxy.ledger.identity import Identity, retire, stopped_clean, take_over, this_boot
@@ -314,7 +315,10 @@ class Ledger:
             hashes = await self.store.read_hashes([usage_key(account, key, day) for day in days])
         except StoreError:
             return None
-        return [_by_model(fields) for fields in hashes]
+        return [
+            {model: dict(zip(FIELDS, totals, strict=True)) for model, totals in by_model(fields).items()}
+            for fields in hashes
+        ]
 
     def _write_waiting(self) -> None:
         while self._unwritten:
@@ -504,12 +508,3 @@ def refuse_former_format(state_dir: Path) -> None:
 
 def _records(count: int) -> str:
     return f"{count} record{'' if count == 1 else 's'}"
-
-
-def _by_model(fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """A hash of usage, `MODEL|field` -> amount, as model -> field -> amount."""
-    totals: dict[str, dict[str, int]] = {}
-    for name, amount in fields.items():
-        model, _, field = name.rpartition("|")
-        totals.setdefault(model, {})[field] = int(amount)
-    return totals

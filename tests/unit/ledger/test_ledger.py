@@ -11,6 +11,7 @@ import pytest
 
 from meter_proxy.errors import CannotStart
 from meter_proxy.ledger import Ledger, ledger, sync
+from meter_proxy.ledger.books import FIELDS
 from meter_proxy.ledger.grants import Grant
 from meter_proxy.ledger.messages import day_expires_at
 from meter_proxy.ledger.reading import iter_records
@@ -368,6 +369,24 @@ async def test_a_journal_belongs_to_its_directory_not_to_a_process(make: MakeLed
         await settle_and_stop(books := make(store), "alice")
     assert len(list(books.directory.glob("journal-*"))) == 1
     assert len([name for name in store.redis.hkeys("mp:{alice}:books:alice:20260301") if "requests" in name]) == 1
+
+
+async def test_what_others_wrote_into_a_day_does_not_hide_the_rest(make: MakeLedger) -> None:
+    """As in every report: a field that is missing is 0, and what is no amount of ours is passed over."""
+    store = InMemory()
+    books = make(store)
+    await books.start()
+    odd: dict[Any, Any] = {
+        "m|requests": "2",
+        "m|input_tokens": "many",
+        "m|output_tokens": "\u00b2",
+        "m|x": "1",
+        "note": "by hand",
+    }
+    store.redis.hset("mp:{alice}:usage:alice:20260301", mapping=odd)
+    found = await books.usage_on("alice", "alice", ["20260301", "20260302"])
+    assert found == [{"m": {**dict.fromkeys(FIELDS, 0), "requests": 2}}, {}]
+    await books.stop()
 
 
 async def test_an_older_copy_that_is_found_out_late_is_left_at_the_next_start(
