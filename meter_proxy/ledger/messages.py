@@ -131,16 +131,10 @@ def watermark(journal_id: str, position: int, retention_s: int) -> Call:
     return Call([journal_key(journal_id)], [LEASE_MS, 0, 1, 0, *_FIELD_NAMES, *counter])
 
 
-class Heard(NamedTuple):
-    """What Redis says to a watermark."""
-
-    now: float  # the store's clock, Unix seconds
-    position: int  # the highest that it ever heard of the journal, this time included
-
-
-def heard(reply: list[Any]) -> Heard:
-    """The reply to a watermark."""
-    return Heard(reply[0] / 1000, reply[2])
+def heard(reply: list[Any]) -> int:
+    """The reply to a watermark: the highest position that Redis ever heard of, this one included."""
+    position: int = reply[2]
+    return position
 
 
 def compose(

@@ -66,6 +66,9 @@ class SyncStore(Protocol):
         Raises `StoreError` if the store did not answer or refused the whole; then any part may have been applied.
         """
 
+    async def now(self) -> float:
+        """Return the store's clock in Unix seconds. Raises `StoreError` if it does not answer."""
+
     async def read_hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
         """Return the hashes under `keys`; an empty one for a key that is not there. Raises `StoreError`."""
 
@@ -223,26 +226,33 @@ class Sync:
 
     async def greet(self) -> None:
         """Find out whether the store is there, before `run`; it need not be."""
-        position, began_at = self._position(), self._loop.time()
         try:
-            (reply,) = await self._store.call([self._watermark(position)])
+            await self._check_clock()
         except StoreError as exc:
             _log.warning("%s; traffic is metered all the same", exc)
-        else:
-            self.store_up = True
-            self.is_behind = self._hear(reply, position, began_at)
+            return
+        self.store_up = True
+        position = self._position()
+        try:
+            (reply,) = await self._store.call([self._watermark(position)])
+        except StoreError:
+            return  # the part of a cluster that keeps it is away: the first batch says it again
+        self.is_behind = self._hear(reply, position)
+
+    async def _check_clock(self) -> None:
+        before = self._clock()
+        at = await self._store.now()
+        self.offset_s = at - (before + self._clock()) / 2
 
     def _watermark(self, position: int) -> Call:
         return watermark(self._journal_id, position, self._retention_s)
 
-    def _hear(self, reply: list[Any] | StoreError, position: int, began_at: float) -> bool:
+    def _hear(self, reply: list[Any] | StoreError, position: int) -> bool:
         """Take in the reply to a watermark; tells whether Redis knows more of our journal than `position`."""
         if isinstance(reply, StoreError):
             return False  # the next batch says it again
-        told = heard(reply)
         self._told_position = position
-        self.offset_s = told.now - self._clock() + (self._loop.time() - began_at) / 2
-        return told.position > position
+        return heard(reply) > position
 
     # The task.
 
@@ -335,12 +345,16 @@ class Sync:
         self._sending = [day for message in messages for day, _ in message.days]
         calls = [message.call for message in messages]
         position = self._position()
-        says_position = watch or position != self._told_position
+        says_position = bool(messages) and position != self._told_position
         if says_position:
             calls.insert(0, self._watermark(position))  # first: never may Redis have more than it was told to expect
         began_at = self._loop.time()
         try:
-            replies = await self._store.call(calls)
+            if calls:
+                replies = await self._store.call(calls)
+            else:
+                await self._check_clock()  # of any part of a cluster that is there
+                replies = []
         except StoreError:
             for message in messages[: len(accounts)]:
                 _fail(message.asks)
@@ -349,7 +363,7 @@ class Sync:
             raise
         self._sending = []
         self._is_there()
-        if says_position and self._hear(replies.pop(0), position, began_at) and not self.is_behind:
+        if says_position and self._hear(replies.pop(0), position) and not self.is_behind:
             self.is_behind = True
             self._on_behind()
         lost_data = False

@@ -10,7 +10,7 @@ from meter_proxy.ledger.sync import SyncStore
 
 
 class TimedStore:
-    """Does what `store` does, and reports the seconds of each batch that it took. Failures are not timed."""
+    """Does what `store` does, and reports the seconds of each batch that it took. Probes and failures are not timed."""
 
     def __init__(self, store: SyncStore, observe: Callable[[float], None]) -> None:
         self._store = store
@@ -22,6 +22,10 @@ class TimedStore:
         replies = await self._store.call(batch)
         self._observe(perf_counter() - began_at)
         return replies
+
+    async def now(self) -> float:
+        """See `SyncStore.now`."""
+        return await self._store.now()
 
     async def read_hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
         """See `SyncStore.read_hashes`."""

@@ -34,6 +34,10 @@ class InMemory:
         self.messages.append(call)
         return self.redis.eval(_SCRIPT, len(call.keys), *call.keys, *call.args)
 
+    async def now(self) -> float:
+        seconds, microseconds = self.redis.time()
+        return float(seconds + microseconds / 1e6)
+
     async def read_hashes(self, keys: Sequence[str]) -> list[dict[str, str]]:
         return [_texts(self.redis.hgetall(key)) for key in keys]
 
@@ -66,6 +70,10 @@ class Unreachable(InMemory):
     async def call(self, batch: Sequence[Call]) -> list[Any | StoreError]:
         self._attempt()
         return await super().call(batch)
+
+    async def now(self) -> float:
+        self._attempt()
+        return await super().now()
 
     def _attempt(self) -> None:
         self.attempts += 1
