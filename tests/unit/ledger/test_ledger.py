@@ -105,6 +105,7 @@ async def test_a_busy_key_is_sent_a_few_times_a_second(
 ) -> None:
     """What is settled while a batch is under way waits a little, too: the store is not asked once a request."""
     monkeypatch.setattr(sync, "COALESCE_S", 0.02)
+    monkeypatch.setattr(sync, "CHECK_S", 60.0)  # no other look at the store
     store = InMemory()
     books = make(store)
     await books.start()
