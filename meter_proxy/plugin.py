@@ -22,10 +22,12 @@ from aiohttp import web
 from meter_proxy import __version__
 from meter_proxy.admin.page import Page
 from meter_proxy.admin.readiness import note_of_outage
+from meter_proxy.config.faults import dotted
 from meter_proxy.config.load import load_config
 from meter_proxy.config.reload import refuse_fixed_changes
 from meter_proxy.config.rulebook import RuleBook
 from meter_proxy.config.schema import Config
+from meter_proxy.errors import ConfigError
 from meter_proxy.gateway.gateway import Gateway
 from meter_proxy.gateway.inbound import Inbound
 from meter_proxy.gateway.replies import preflight
@@ -43,6 +45,7 @@ from meter_proxy.gateway.routes import (
 from meter_proxy.gateway.upstream import UpstreamPool
 from meter_proxy.ledger import Ledger
 from meter_proxy.ledger.days import ReportStore
+from meter_proxy.ledger.units import held_units
 from meter_proxy.tasks import spawn
 from meter_proxy.telemetry.exposition import CONTENT_TYPE
 from meter_proxy.telemetry.feed import RecordFeed
@@ -200,6 +203,8 @@ def setup(app: web.Application, config: Config | str | Path) -> MeterProxy:
     """
     if not isinstance(config, Config):
         config = load_config(Path(config), os.environ)
+    if found := held_units(config, time.time()):
+        raise ConfigError([f"{dotted(finding.loc)}: {finding.message}" for finding in found])
     installed = MeterProxy(config)
     app.cleanup_ctx.append(installed.measured)
     install(app, installed)

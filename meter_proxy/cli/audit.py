@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from meter_proxy.cli.tables import ConfigArgument, StateDirOption, print_table, state_directory
+from meter_proxy.cli.tables import ConfigArgument, StateDirOption, counted, print_table, state_directory
 from meter_proxy.config.load import load_config
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import CannotStart
@@ -119,9 +119,9 @@ def _print(result: Result) -> None:
     if result.differences:
         rows = [(*difference, difference.found - difference.expected) for difference in result.differences]
         print_table(COLUMNS, frozenset(COLUMNS[2:]), rows)
-    count = len(result.differences)
-    found = f"{count} difference{'' if count == 1 else 's'}" if count else "no difference"
-    print(f"{result.records:,} records, {result.hashes:,} days and counters compared: {found}")
+    found = counted(len(result.differences), "difference") if result.differences else "no difference"
+    compared = counted(result.hashes, "day or counter", "days and counters")
+    print(f"{counted(result.records, 'record')}, {compared} compared: {found}")
 
 
 def _document(result: Result) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Sized
 from dataclasses import asdict
 from enum import StrEnum
@@ -11,8 +12,10 @@ from typing import Annotated
 
 import typer
 
+from meter_proxy.cli.tables import counted
 from meter_proxy.config.load import examine, not_yet_enforced
 from meter_proxy.config.schema import Config
+from meter_proxy.ledger.units import held_units
 
 EXAMPLES = (
     "meter-proxy check-config meter-proxy.yaml",
@@ -36,9 +39,15 @@ def command(
 ) -> None:
     """Print every fault of a configuration.
 
-    Each is a line `file:line:col: path: message`. Exit 0 when there is none, else 2.
+    Each is a line `file:line:col: path: message`. Exit 0 when there is none, else 2. The books in its state_dir,
+    where they are there, are asked, too.
     """
-    config, faults = examine(file, os.environ, allow_anonymous=allow_anonymous)
+    config, faults = examine(
+        file,
+        os.environ,
+        allow_anonymous=allow_anonymous,
+        further=lambda config: held_units(config, time.time()),
+    )
     if format is Format.JSON:
         print(
             json.dumps({"ok": not faults, "faults": [asdict(fault) for fault in faults]}, ensure_ascii=False, indent=2)
@@ -61,4 +70,4 @@ def _found(config: Config) -> str:
         "key": config.keys,
         "account": config.accounts,
     }
-    return ", ".join(f"{len(section)} {name}{'' if len(section) == 1 else 's'}" for name, section in sections.items())
+    return ", ".join(counted(len(section), name) for name, section in sections.items())

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 
-from meter_proxy.cli.tables import Cell, decimals_for, print_table, usd
+from meter_proxy.cli.tables import Cell, counted, decimals_for, print_table, usd
 from meter_proxy.config.secrets import digest
 from meter_proxy.errors import CannotStart, MeterProxyError
 from meter_proxy.mock_backend import MockBackend, Truth
@@ -255,9 +255,10 @@ async def _perform(session: aiohttp.ClientSession, stage: Stage, proxy: Proxy, n
                 response.close()  # the connection, as a browser tab does
                 break
         else:
-            return f"{who}: a stream of {events} events"
+            return f"{who}: a stream of {counted(events, 'event')}"
     generated_tokens = (await _truth(stage, response.headers["X-Meter-Request-Id"])).generated_tokens
-    return f"{who}: the client hung up after {events} events; the backend had generated {generated_tokens} tokens"
+    seen, generated = counted(events, "event"), counted(generated_tokens, "token")
+    return f"{who}: the client hung up after {seen}; the backend had generated {generated}"
 
 
 async def _truth(stage: Stage, request_id: str) -> Truth:

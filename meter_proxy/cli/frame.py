@@ -13,6 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from meter_proxy.cli.snapshot import Quota, Snapshot, Stream
+from meter_proxy.cli.tables import counted
 
 NARROWEST, LOWEST = 40, 8
 WIDE = 120  # from here on there is room for account, operation and id
@@ -72,7 +73,7 @@ def _title(snapshot: Snapshot, url: str, width: int, note: str) -> Text:
     alive, of = snapshot.workers
     state = ("ready", "green") if snapshot.ready else ("not ready", "bold red")
     line = Text.assemble(("meter-proxy", "bold"), f" {_clean(url)}  ", state, f"  up {_span(snapshot.uptime_s)}")
-    line.append(f"  {alive}/{of} workers", "" if alive == of else "red")
+    line.append(f"  {alive}/{counted(of, 'worker')}", "" if alive == of else "red")
     if note:
         line.append(f"  {_clean(note)}", "bold red")
     elif line.cell_len + len(HINT) + 2 <= width:

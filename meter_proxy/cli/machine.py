@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from meter_proxy.cli.findings import Finding, bad, good, note
+from meter_proxy.cli.tables import counted
 
 FEW_FILES = 4096  # a stream takes two: some 2,000 at once
 NEEDED_BYTES = 64 * 1024**2  # per worker: its slots and the first segments of its journal are preallocated
@@ -38,7 +39,9 @@ def disk(state_dir: Path, workers: int, free_bytes: int | None = None) -> Findin
     if free < NEEDED_BYTES * workers:
         needed = NEEDED_BYTES * workers // 1024**2
         return bad(
-            "state_dir", found, f"make room: {workers} workers preallocate {needed} MB, then ~700 bytes a record"
+            "state_dir",
+            found,
+            f"make room for {counted(workers, 'worker')}: {needed} MB ahead, then ~700 bytes a record",
         )
     if free < COMFORT_BYTES:
         return note("state_dir", found, "a million records take ~700 MB; see journal.keep_for and journal.keep_size")

@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from meter_proxy.cli.progress import shown
-from meter_proxy.cli.tables import ConfigArgument, StateDirOption, state_directory
+from meter_proxy.cli.tables import ConfigArgument, StateDirOption, counted, state_directory
 from meter_proxy.ledger.identity import retire
 from meter_proxy.ledger.journal import DirectoryLock, decode_record, write_atomically
 from meter_proxy.ledger.reading import journals
@@ -129,8 +129,8 @@ def _explain(finding: Finding) -> None:
     path = finding.segment.path
     behind = len(finding.good) - finding.good_before
     print(f"{path} is damaged at byte {finding.damaged_at}:")
-    print(f"  {finding.good_before} records before it are good, and so are {behind} behind it: they are saved.")
-    print(f"  {finding.lost_bytes} bytes cannot be read: what they held is lost, about 700 bytes a record.")
+    print(f"  {counted(finding.good_before, 'good record')} before it and {behind:,} behind it are saved.")
+    print(f"  {counted(finding.lost_bytes, 'byte')} cannot be read: what was there is lost, about 700 bytes a record.")
     print(f"  The damaged file is kept as {path.name}{DAMAGED}.")
 
 

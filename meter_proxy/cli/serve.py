@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from meter_proxy.config.load import Overrides, config_for_upstream, load_config,
 from meter_proxy.config.reload import ConfigSource
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import ConfigError
+from meter_proxy.ledger.units import held_units
 from meter_proxy.telemetry import logs
 
 EXAMPLES = (
@@ -99,7 +101,13 @@ def command(
 
 def _settings(config: Path | None, upstream: str | None, options: Overrides, *, allow_anonymous: bool) -> Config:
     if config is not None and upstream is None:
-        return load_config(config, os.environ, overrides=options, allow_anonymous=allow_anonymous)
+        return load_config(
+            config,
+            os.environ,
+            overrides=options,
+            allow_anonymous=allow_anonymous,
+            further=lambda settings: held_units(settings, time.time()),
+        )
     if upstream is not None and config is None:
         return config_for_upstream(
             upstream,

@@ -15,7 +15,7 @@ from meter_proxy.cli.findings import Finding, bad, good, note
 from meter_proxy.config.schema import Config, Upstream
 from meter_proxy.errors import MeterProxyError
 from meter_proxy.ledger.embedded import EmbeddedStore
-from meter_proxy.ledger.store import Store, open_store
+from meter_proxy.ledger.store import open_store
 
 ANSWER_S = 5.0
 SLOW_STORE_S = 0.02  # a grant near a limit waits for one round trip; the proxy gives up after 250 ms
@@ -109,7 +109,7 @@ async def _store(about: str, url: str, *, is_embedded: bool) -> list[Finding]:
     try:
         await store.check()
         times = [await _timed(store.now()) for _ in range(PINGS)]
-        version = f"{await store.version()}, " if isinstance(store, Store) else ""
+        version = await store.version()
     except MeterProxyError as exc:
         if is_embedded and str(exc).startswith("cannot reach"):
             return [note(about, "does not run: serve starts it, and it ends with serve")]
@@ -117,7 +117,7 @@ async def _store(about: str, url: str, *, is_embedded: bool) -> list[Finding]:
     finally:
         await store.close()
     ahead_s, took_s = min(times, key=lambda pair: pair[1])
-    found = f"{version}maxmemory-policy noeviction, {took_s * 1000:.1f} ms per round trip"
+    found = f"{version}, maxmemory-policy noeviction, {took_s * 1000:.1f} ms per round trip"
     if took_s > SLOW_STORE_S:
         advice = "near a limit every request waits for it: place it closer"
         return [note(about, found, advice), machine.clock("clock of the store", ahead_s, took_s / 2)]

@@ -1,4 +1,4 @@
-"""What `usage` and `records` share: where the records are, and how rows are printed.
+"""What commands share that print: where the records are, how rows are printed, and how things are counted.
 
 Model names are the callers' own words: on a terminal they cannot move its cursor, in a spreadsheet they cannot
 be a formula. Tables show costs in USD; the formats for programs keep integers.
@@ -34,6 +34,11 @@ ConfigArgument: TypeAlias = Annotated[
 StateDirOption: TypeAlias = Annotated[
     Path | None, typer.Option(metavar="DIR", readable=False, help="Where serve keeps its records.")
 ]
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """`1 record`, `2 records`; `many` where that is not the word with an s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def state_directory(config: Path | None, state_dir: Path | None) -> Path:

@@ -4,12 +4,14 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import sys
 import termios
 import time
 import tty
 from collections.abc import Iterator
 from enum import StrEnum
+from types import FrameType
 from typing import Annotated
 
 import msgspec
@@ -77,7 +79,11 @@ def _watch(client: AdminClient, interval_s: float) -> None:
     """Frames on the whole screen until `q`. A proxy that goes away is waited for; the first look must succeed."""
     snapshot, before, note = look(client, time.monotonic()), None, ""
     console = Console(highlight=False)
-    with _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as screen:
+    with (
+        _ended_by_signals(),
+        _keys() as keys,
+        Live(console=console, screen=True, auto_refresh=False) as screen,
+    ):
         while True:
             _show(screen, snapshot, before, client.url, note)
             deadline = time.monotonic() + interval_s
@@ -116,6 +122,25 @@ class _Keys:
         if len(data) > 1 and data.startswith(b"\x1b"):
             return frozenset()  # an arrow or a function key, not Esc
         return frozenset(data.decode("ascii", "replace")) if data else frozenset("q")
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end this block as an exception does: the terminal is given back as it was."""
+
+    def leave(which: int, _: FrameType | None) -> None:
+        signal.signal(which, signal.SIG_IGN)  # once is enough: not again while the terminal is given back
+        raise SystemExit(128 + which)  # what a shell makes of a process that a signal ended
+
+    before = {which: signal.signal(which, leave) for which in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except (OSError, termios.error):
+        # The terminal is gone, and took our last words with it. Python's own flush at its end would fail, too.
+        os._exit(128 + signal.SIGHUP)
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@
     faults.py    one fault: file, line, column, path, message
     validate.py  plain data -> Config; goes on after a fault, so that nobody fixes them one by one
     checks.py    what one entry cannot know: names that must exist, rules that contradict each other
+    units.py     rules that would go on with a counter of another unit
     coverage.py  which configured models a rule or a key speaks of
     values.py    human numbers, sizes, durations, `${VAR}`
     urls.py      addresses, base URLs, store URLs, path prefixes

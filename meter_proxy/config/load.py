@@ -4,10 +4,10 @@ The order: read the file, YAML with positions, `${VAR}`, options of the command 
 validate.py. Neither the process' environment nor a clock is read here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from meter_proxy.config import marks, values
 from meter_proxy.config.faults import Fault, Finding, Loc, dotted
@@ -17,6 +17,9 @@ from meter_proxy.config.validate import validate
 from meter_proxy.errors import ConfigError
 
 MAX_FILE_BYTES = 16 * 1024**2  # some 100,000 keys
+
+# What somebody above knows against a configuration that is good by itself.
+Further: TypeAlias = Callable[[Config], Iterable[Finding]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +48,18 @@ class Overrides:
 
 
 def load_config(
-    path: Path, env: Mapping[str, str], *, overrides: Overrides | None = None, allow_anonymous: bool = False
+    path: Path,
+    env: Mapping[str, str],
+    *,
+    overrides: Overrides | None = None,
+    allow_anonymous: bool = False,
+    further: Further = lambda config: (),
 ) -> Config:
     """Read a configuration file. Raises ConfigError with every fault in it.
 
-    `allow_anonymous`: a listener that others can reach is good without keys, too.
+    `allow_anonymous`: a listener that others can reach is good without keys, too. `further` is asked last.
     """
-    config, faults = examine(path, env, overrides=overrides, allow_anonymous=allow_anonymous)
+    config, faults = examine(path, env, overrides=overrides, allow_anonymous=allow_anonymous, further=further)
     return _good(config, faults)
 
 
@@ -95,16 +103,21 @@ def config_for_upstream(
 
 
 def examine(
-    path: Path, env: Mapping[str, str], *, overrides: Overrides | None = None, allow_anonymous: bool = False
+    path: Path,
+    env: Mapping[str, str],
+    *,
+    overrides: Overrides | None = None,
+    allow_anonymous: bool = False,
+    further: Further = lambda config: (),
 ) -> tuple[Config | None, list[Fault]]:
-    """A configuration file's Config, or None, and its faults."""
+    """A configuration file's Config, or None, and its faults; those that `further` finds, where there are no others."""
     try:
         document = marks.read(_text(path))
     except marks.Unreadable as exc:
         return None, [Fault(str(path), *exc.mark, "", exc.message)]
     places = (overrides or Overrides()).at_their_places()
     base_dir = path.absolute().parent  # not resolved: a mounted ConfigMap is links all over
-    return _examine(document, str(path), base_dir, env, places, allow_anonymous=allow_anonymous)
+    return _examine(document, str(path), base_dir, env, places, allow_anonymous=allow_anonymous, further=further)
 
 
 def json_schema() -> dict[str, Any]:
@@ -148,6 +161,7 @@ def _examine(
     options: Mapping[Loc, tuple[str, Any]],
     *,
     allow_anonymous: bool,
+    further: Further = lambda config: (),
 ) -> tuple[Config | None, list[Fault]]:
     def fault(finding: Finding) -> Fault:
         message = finding.message
@@ -165,6 +179,8 @@ def _examine(
         _put(data, loc, value)
     broken = document.broken | {finding.loc for finding in missing}
     config, found = validate(data, broken, env=env, base_dir=base_dir, allow_anonymous=allow_anonymous)
+    if config is not None and not (found or broken or document.faults):
+        found = list(further(config))
     faults = {fault(finding): None for finding in missing + found}
     faults |= {Fault(file, *mark, dotted(loc), message): None for mark, loc, message in document.faults}
     return config, sorted(faults, key=lambda one: (one.line, one.column))

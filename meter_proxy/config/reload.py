@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from meter_proxy.config import marks, values
+from meter_proxy.config.faults import dotted
 from meter_proxy.config.schema import Config
+from meter_proxy.config.units import changed_units
 from meter_proxy.errors import ConfigError
 
 FIXED = ("listen", "admin", "admin_token", "workers", "state_dir", "path_prefixes", "usage_page", "journal")
@@ -99,12 +101,17 @@ def _digest(files: Mapping[Path, Status]) -> bytes:
 
 
 def refuse_fixed_changes(now: Config, new: Config) -> None:
-    """Raises ConfigError that names what differs and cannot be changed while the proxy runs."""
+    """Raises ConfigError that names what differs and cannot be changed while the proxy runs.
+
+    That is also the unit of a rule that keeps its name, whether anything was counted yet or not: the next request is.
+    """
     changed = [name for name in FIXED if getattr(now, name) != getattr(new, name)]
     changed += [f"limits.{name.removesuffix('_s')}" for name in FIXED_LIMITS if _differs(now.limits, new.limits, name)]
     changed += [f"redis.{name.removesuffix('_s')}" for name in FIXED_REDIS if _differs(now.redis, new.redis, name)]
-    if changed:
-        raise ConfigError([f"{name} cannot be changed while the proxy runs: restart it" for name in changed])
+    faults = [f"{name} cannot be changed while the proxy runs: restart it" for name in changed]
+    faults += [f"{dotted(finding.loc)}: {finding.message}" for finding in changed_units(now, new)]
+    if faults:
+        raise ConfigError(faults)
 
 
 def _differs(now: object, new: object, name: str) -> bool:

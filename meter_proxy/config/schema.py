@@ -178,7 +178,8 @@ class Upstream(Section):
         "cancel", validate_default=True, description="When the client hangs up."
     )
     bill_prompt: Annotated[Literal["on_first_token", "always", "never"], OneOf()] = Field(
-        "on_first_token", description="The input of an exchange that ended before its first token."
+        "on_first_token",
+        description="Input of what ended before its first token: always bills it; the others, which are one, do not.",
     )
     timeouts: Timeouts = Field(default_factory=Timeouts)
 

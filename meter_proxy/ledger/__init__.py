@@ -18,6 +18,7 @@ The truth is the journal of each worker; everything else is derived from it and 
     former.py                journals that nobody writes any more are brought to Redis, too
     embedded.py              the private Valkey that serves when no Redis is configured
     reading.py, totals.py    the records and totals, read by anybody, also beside a running `serve`
+    units.py                 rules that would read a counter in another unit than it was counted in
     audit.py                 the journals compared with Redis
 
 Invariants: what is in Redis was in a journal first; sending a total twice, late or out of order changes

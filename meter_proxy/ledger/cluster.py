@@ -39,6 +39,14 @@ class ClusterStore:
         for server in dict.fromkeys(slots.server for slots in self._slots):
             await self._server(server).check()
 
+    async def version(self) -> str:
+        """Return what the primaries are: `Redis 7.4.2 on 3 servers`. Raises `StoreError` if one does not answer."""
+        if not self._slots:
+            await self._learn()
+        servers = dict.fromkeys(slots.server for slots in self._slots)
+        versions = dict.fromkeys([await self._server(server).version() for server in servers])
+        return f"{' and '.join(versions)} on {len(servers)} server{'' if len(servers) == 1 else 's'}"
+
     async def call(self, batch: Sequence[Call]) -> list[Any | StoreError]:
         """Run `sync.lua` once per call, each where its keys are. See `sync.SyncStore`."""
         replies: list[Any] = [None] * len(batch)

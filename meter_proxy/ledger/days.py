@@ -68,7 +68,7 @@ async def totals_at(store: ReportStore, places: Sequence[Place]) -> AsyncIterato
         batch = places[start : start + BATCH]
         hashes = await store.read_hashes([usage_key(*place[:2], f"{place.day:%Y%m%d}") for place in batch])
         for place, fields in zip(batch, hashes, strict=True):
-            for model, totals in _models(fields).items():
+            for model, totals in by_model(fields).items():
                 yield DayTotal(*place, model, totals)
         await asyncio.sleep(PAUSE_S)
 
@@ -87,11 +87,15 @@ def _place(name: str) -> Place | None:
         return None
 
 
-def _models(fields: Mapping[str, str]) -> dict[str, list[int]]:
+def by_model(fields: Mapping[str, str]) -> dict[str, list[int]]:
+    """The hash of a day, `MODEL|FIELD` -> amount, as model -> totals in the order of `books.FIELDS`.
+
+    A field that is missing is 0; one that is not ours, or no amount, is passed over: anybody may write to Redis.
+    """
     totals: dict[str, list[int]] = {}
     for name, amount in fields.items():
         model, column = _column(name)
-        if column is not None and amount.isdigit():  # `audit` tells what is wrong with another one
+        if column is not None and amount.isdecimal():  # `audit` tells what is wrong with another one
             if model not in totals:
                 totals[model] = [0] * len(FIELDS)
             totals[model][column] = int(amount)

@@ -2,8 +2,9 @@
 
 A journal belongs to its directory, not to a process: its totals grow over restarts, and Redis tells messages of an
 earlier incarnation from later ones by their version. A directory begins a new journal when it is new, when it was
-repaired, and when the machine was restarted without a clean stop: then the last lines may be missing here, though
-Redis has heard of them. The former journal stays, is read, and is never written again.
+repaired, when the machine was restarted without a clean stop, and when it turns out to be an older copy (see sync.py):
+then the last lines may be missing here, though Redis has heard of them. The former journal stays, is read, and is
+never written again.
 """
 
 import secrets

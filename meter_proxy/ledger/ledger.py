@@ -13,11 +13,12 @@ from meter_proxy.config.schema import JournalConfig
 from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger import former
 from meter_proxy.ledger.admission import Admission
-from meter_proxy.ledger.books import Books, CounterBook
+from meter_proxy.ledger.books import FIELDS, Books, CounterBook
 from meter_proxy.ledger.checkpoint import encode_books, encode_in_slices, load, write_checkpoint
+from meter_proxy.ledger.days import by_model
 from meter_proxy.ledger.flushing import Flusher
 from meter_proxy.ledger.grants import Quotas
-from meter_proxy.ledger.identity import Identity, stopped_clean, take_over, this_boot
+from meter_proxy.ledger.identity import Identity, retire, stopped_clean, take_over, this_boot
 from meter_proxy.ledger.journal import DirectoryLock, Journal, encode_line, legible
 from meter_proxy.ledger.labels import ModelLabels
 from meter_proxy.ledger.messages import usage_key
@@ -120,37 +121,32 @@ class Ledger:
         if self._clock() < OLDEST_CLOCK:
             raise CannotStart("the clock of this machine is before 2020: set it, windows and records depend on it")
         self._lock = DirectoryLock(self.directory)
+        self._or_release(self._open)
+        if self.store is not None:
+            self._sync = await self._greet(self.store)
+        if self._settings.fsync == "interval":
+            self._flusher = Flusher(self._journal, self._settings.fsync_interval_s)
+        self._flushes_each = self._settings.fsync == "always"
+        self._housekeeping = spawn(self._keep_house(), name="ledger housekeeping")
+        if self._sync is None:
+            return
+        self.quotas = Quotas(self._books, self._sync, bounded_tokens=self._bounded_tokens)
+        self._running = spawn(self._sync.run(), name="ledger sync")
+        self._sync.send_new(self._books)
+        for counter in self._current_counters():
+            self._sync.mark(counter)  # what our last incarnation held is free
+        self._adopt(self._sync, again=False)
+
+    def _or_release(self, step: Callable[[], None]) -> None:
+        """Take a step on the way to the start; where it fails, the directory is free again. Raises `CannotStart`."""
         try:
-            self._open()
+            step()
         except OSError as exc:
             self._lock.release()
             raise CannotStart(f"cannot write to {self.directory.parent}: {exc.strerror}") from exc
         except CannotStart:
             self._lock.release()
             raise
-        if self._settings.fsync == "interval":
-            self._flusher = Flusher(self._journal, self._settings.fsync_interval_s)
-        self._flushes_each = self._settings.fsync == "always"
-        self._housekeeping = spawn(self._keep_house(), name="ledger housekeeping")
-        if self.store is None:
-            return
-        self._sync = Sync(
-            self.store,
-            journal_id=self._identity.journal_id,
-            incarnation=self._identity.incarnation,
-            workers=self._workers,
-            retention_s=self._retention_s,
-            on_lost=self._send_everything,
-            clock=self._clock,
-            jitter=self._jitter,
-        )
-        self.quotas = Quotas(self._books, self._sync, bounded_tokens=self._bounded_tokens)
-        await self._sync.greet()
-        self._running = spawn(self._sync.run(), name="ledger sync")
-        self._sync.send_new(self._books)
-        for counter in self._current_counters():
-            self._sync.mark(counter)  # what our last incarnation held is free
-        self._adopt(self._sync, again=False)
 
     def _open(self) -> None:
         """Read the books, and settle what killed processes left here and where nobody serves any more."""
@@ -175,6 +171,44 @@ class Ledger:
                 recover_abandoned(directory, self.labels, now)
         self._slots = SlotTable(self.directory)
         self._write_checkpoint_now()
+
+    async def _greet(self, store: SyncStore) -> Sync:
+        """Meet the store; in a new journal, if it has heard of more than there is of ours."""
+        sync = self._new_sync(store)
+        await sync.greet()
+        if not sync.is_behind:
+            return sync
+        _log.warning(
+            "%s is an older copy of what the store has heard of: a new journal begins, nothing there is counted twice; "
+            "what was settled after the copy was made is in the store alone",
+            self._journal.directory,
+        )
+        self._or_release(self._begin_anew)
+        sync = self._new_sync(store)
+        await sync.greet()
+        return sync
+
+    def _new_sync(self, store: SyncStore) -> Sync:
+        return Sync(
+            store,
+            journal_id=self._identity.journal_id,
+            incarnation=self._identity.incarnation,
+            workers=self._workers,
+            retention_s=self._retention_s,
+            position=lambda: self._journal.position,
+            on_lost=self._send_everything,
+            on_behind=self._is_behind,
+            clock=self._clock,
+            jitter=self._jitter,
+        )
+
+    def _begin_anew(self) -> None:
+        """Leave the journal that was opened as a former one. What was in flight in it was settled into it."""
+        self._journal.close()
+        self._slots.close()
+        self.labels.close()
+        retire(self.directory)
+        self._open()
 
     def _commit_recovered(self, record: UsageRecord, charges: Sequence[Charge], held: Sequence[Charge]) -> None:
         label = self.labels.label(record.model, record.status)
@@ -281,7 +315,10 @@ class Ledger:
             hashes = await self.store.read_hashes([usage_key(account, key, day) for day in days])
         except StoreError:
             return None
-        return [_by_model(fields) for fields in hashes]
+        return [
+            {model: dict(zip(FIELDS, totals, strict=True)) for model, totals in by_model(fields).items()}
+            for fields in hashes
+        ]
 
     def _write_waiting(self) -> None:
         while self._unwritten:
@@ -307,6 +344,18 @@ class Ledger:
         if self._adoption is not None:
             self._adoption.cancel()
         self._adopt(self._sync, again=True)
+
+    def _is_behind(self) -> None:
+        """The store has heard of more than our journal holds, and could not say so at the start."""
+        _log.error(
+            "%s is an older copy of what the store has heard of: until new exchanges have caught up, they count in the "
+            "journal alone. Restart this proxy now: it will begin a new journal",
+            self._journal.directory,
+        )
+        try:
+            retire(self.directory)
+        except OSError as exc:
+            _log.error("remove %s before: %s", self.directory / "current", exc.strerror)
 
     # ... in the background ...
 
@@ -427,7 +476,8 @@ class Ledger:
             self._write_checkpoint_now()
             if not self._unwritten:
                 remove_slots(self.directory)
-                stopped_clean(self.directory, self._identity)
+                if self._sync is None or not self._sync.is_behind:  # else the next start begins a new journal
+                    stopped_clean(self.directory, self._identity)
         except OSError as exc:
             _log.warning("cannot note that %s was closed: %s", self.directory, exc.strerror)
         finally:
@@ -458,12 +508,3 @@ def refuse_former_format(state_dir: Path) -> None:
 
 def _records(count: int) -> str:
     return f"{count} record{'' if count == 1 else 's'}"
-
-
-def _by_model(fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """A hash of usage, `MODEL|field` -> amount, as model -> field -> amount."""
-    totals: dict[str, dict[str, int]] = {}
-    for name, amount in fields.items():
-        model, _, field = name.rpartition("|")
-        totals.setdefault(model, {})[field] = int(amount)
-    return totals

@@ -116,6 +116,27 @@ def counter_key(book: CounterBook) -> str:
     return f"mp:{{{book.account}}}:quota:{owner}:{book.rule}:{book.window}"
 
 
+def journal_key(journal_id: str) -> str:
+    """The hash that says how much of a journal Redis has heard of."""
+    return f"mp:{{{journal_id}}}:journal"
+
+
+def watermark(journal_id: str, position: int, retention_s: int) -> Call:
+    """Say that `journal_id` is written up to `position`: to be sent before the books that come of it.
+
+    To the script it is a counter that only grows, of a journal that holds nothing. It stays for as long as the days
+    that the journal may have totals of.
+    """
+    counter: list[str | int] = [journal_id, 0, 0, 0, position, 0, 0, -1, 0, 0, 0, -(86_400 + retention_s)]
+    return Call([journal_key(journal_id)], [LEASE_MS, 0, 1, 0, *_FIELD_NAMES, *counter])
+
+
+def heard(reply: list[Any]) -> int:
+    """The reply to a watermark: the highest position that Redis ever heard of, this one included."""
+    position: int = reply[2]
+    return position
+
+
 def compose(
     days: Iterable[DayBook],
     books: Iterable[CounterBook],

@@ -43,7 +43,7 @@ def recover(directory: Path, settled: Collection[str], commit: Commit, now: floa
             commit(record, admission.charges if progress.reached_upstream else (), admission.charges)
             count += 1
     if count:
-        _log.warning("settled %d exchanges of a killed process in %s", count, directory)
+        _log.warning("settled %d exchange%s of a killed process in %s", count, "" if count == 1 else "s", directory)
     return count
 
 

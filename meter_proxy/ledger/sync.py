@@ -9,6 +9,10 @@ While Redis is away nobody waits for it: an ask fails at once, until a message a
 Redis can lose what it acknowledged (an emptied server, a failover, a truncated log). Each message says what was
 acknowledged of what it carries; and two day books watch in every batch: the first and the last that were
 acknowledged. What is lost is either everything, the first one with it, or the newest writes, the last one with them.
+
+And we can lose what Redis has: an older copy of the state directory, or of the whole machine, goes on in the same
+journal, whose totals there are larger, and swallow ours until they have caught up. So each batch begins by saying how
+far the journal is written, and Redis keeps the highest: one that we have not reached is the proof.
 """
 
 import asyncio
@@ -31,7 +35,9 @@ from meter_proxy.ledger.messages import (
     Reply,
     compose,
     day_expires_at,
+    heard,
     take_in,
+    watermark,
 )
 from meter_proxy.quota.charge import expires_at
 
@@ -94,7 +100,8 @@ class Sync:
     """One worker's background task: `mark` what changed, `ask` for grants, `run` sends it.
 
     When Redis has lost data, `on_lost` is called, and must bring back every book that has records in a journal:
-    none is waiting to be sent any more.
+    none is waiting to be sent any more. When our journal turns out to be an older copy, `on_behind` is, once; after
+    `greet`, `is_behind` says so before anything is sent.
     """
 
     def __init__(
@@ -105,12 +112,18 @@ class Sync:
         incarnation: int,
         workers: int = 1,
         retention_s: int,
+        position: Callable[[], int],
         on_lost: Callable[[], None],
+        on_behind: Callable[[], None],
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        """`clock` tells Unix seconds, `jitter` a number from 0 to 1; `incarnation` grows with each opening."""
+        """`clock` tells Unix seconds, `jitter` a number from 0 to 1; `incarnation` grows with each opening.
+
+        `position`: up to which the journal is written, and the books hold it.
+        """
         self.store_up = False
+        self.is_behind = False  # Redis has heard of more of our journal than there is
         self.regressions = 0  # times that Redis turned out to have lost data
         self.offset_s = 0.0  # Redis' clock less ours
         self._store = store
@@ -118,7 +131,10 @@ class Sync:
         self._version = incarnation << 32  # of the next message, above all that earlier incarnations sent
         self._workers = workers
         self._retention_s = retention_s
+        self._position = position
+        self._told_position = -1  # of the journal, in the last message that Redis took
         self._on_lost = on_lost
+        self._on_behind = on_behind
         self._clock = clock
         self._jitter = jitter
         self._accounts: dict[str, _Account] = {}  # those with something to send
@@ -214,13 +230,29 @@ class Sync:
             await self._check_clock()
         except StoreError as exc:
             _log.warning("%s; traffic is metered all the same", exc)
-        else:
-            self.store_up = True
+            return
+        self.store_up = True
+        position = self._position()
+        try:
+            (reply,) = await self._store.call([self._watermark(position)])
+        except StoreError:
+            return  # the part of a cluster that keeps it is away: the first batch says it again
+        self.is_behind = self._hear(reply, position)
 
     async def _check_clock(self) -> None:
         before = self._clock()
         at = await self._store.now()
         self.offset_s = at - (before + self._clock()) / 2
+
+    def _watermark(self, position: int) -> Call:
+        return watermark(self._journal_id, position, self._retention_s)
+
+    def _hear(self, reply: list[Any] | StoreError, position: int) -> bool:
+        """Take in the reply to a watermark; tells whether Redis knows more of our journal than `position`."""
+        if isinstance(reply, StoreError):
+            return False  # the next batch says it again
+        self._told_position = position
+        return heard(reply) > position
 
     # The task.
 
@@ -311,12 +343,17 @@ class Sync:
         if watch or any(message.days for message in messages):
             messages += self._watching({day for message in messages for day, _ in message.days})
         self._sending = [day for message in messages for day, _ in message.days]
+        calls = [message.call for message in messages]
+        position = self._position()
+        says_position = bool(messages) and position != self._told_position
+        if says_position:
+            calls.insert(0, self._watermark(position))  # first: never may Redis have more than it was told to expect
         began_at = self._loop.time()
         try:
-            if messages:
-                replies = await self._store.call([message.call for message in messages])
+            if calls:
+                replies = await self._store.call(calls)
             else:
-                await self._check_clock()
+                await self._check_clock()  # of any part of a cluster that is there
                 replies = []
         except StoreError:
             for message in messages[: len(accounts)]:
@@ -326,6 +363,9 @@ class Sync:
             raise
         self._sending = []
         self._is_there()
+        if says_position and self._hear(replies.pop(0), position) and not self.is_behind:
+            self.is_behind = True
+            self._on_behind()
         lost_data = False
         for place, (message, reply) in enumerate(zip(messages, replies, strict=True)):
             account = accounts[place] if place < len(accounts) else None

@@ -1,6 +1,7 @@
 """Each snippet of deploy/edge/, in the real program, in front of the real proxy."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ EDGES: dict[str, Callable[..., Edge]] = {
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the programs are started once, not once a test
 
 CHAT = "/v1/chat/completions"
+ENVOYS_DEFAULT_S = 15.0  # of a route, for the whole answer; no other edge has a time-out for that by default
 ASK = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 REPORTED = {"stream_options": {"include_usage": True}}
 EVENTS = answers.chat_stream("One", " two", " three", " four", output_tokens=4)
@@ -93,6 +95,30 @@ async def test_a_stream_passes_event_by_event(chain: Chain) -> None:
         assert await response.next_event() is None
     billed = await chain.record("whole")
     assert (billed["outcome"], billed["output_tokens"], billed["basis"]) == ("completed", 4, "reported")
+
+
+@pytest.mark.parametrize("chain", ["envoy.yaml"], indirect=True)
+async def test_a_stream_may_last_longer_than_a_default(chain: Chain) -> None:
+    """Events come all the time; the end is the backend's, and not the edge's."""
+    began_at = time.monotonic()
+
+    async def script(exchange: UpstreamExchange) -> None:
+        await exchange.start_stream()
+        await exchange.send_event(EVENTS[0])
+        while time.monotonic() - began_at < ENVOYS_DEFAULT_S + 1:
+            await exchange.send_event(EVENTS[1])
+            await asyncio.sleep(0.5)
+        await exchange.send_event(*EVENTS[2:])
+        await exchange.end()
+
+    chain.upstream.then(script)
+    async with await RawClient.connect(chain.edge.url) as client:
+        response = await client.request("POST", CHAT, ASK | REPORTED | {"model": "long"}, key=KEY)
+        events = []
+        while (event := await response.next_event()) is not None:
+            events.append(event)
+    assert (events[0], events[-1]) == (EVENTS[0], EVENTS[-1])
+    assert (await chain.record("long"))["outcome"] == "completed"
 
 
 @pytest.mark.parametrize("events", [0, 2], ids=["before the first event", "between two events"])

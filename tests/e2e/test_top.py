@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.admin_listener import AdminListener, live, quota, stream
-from tests.support.proc import REPOSITORY
+from tests.support.proc import REPOSITORY, children_of, is_running
 from tests.support.waiting import until_blocking
 
 
@@ -51,6 +52,17 @@ class Terminal:
     def resize(self, width: int, height: int) -> None:
         """Change the window's size."""
         self._run("resize-window", "-x", str(width), "-y", str(height))
+
+    def pid(self) -> int:
+        """The process of `top`: the shell's only child."""
+        (pid,) = children_of(int(self._run("display-message", "-p", "#{pane_pid}")))
+        return pid
+
+    def is_sane(self) -> bool:
+        """Whether a person could type here: lines are edited and echoed, and there is a cursor."""
+        name, cursor = self._run("display-message", "-p", "#{pane_tty} #{cursor_flag}").split()
+        done = subprocess.run(["stty", "-F", name, "-a"], capture_output=True, text=True, check=True, timeout=20)
+        return {"icanon", "echo"} <= set(done.stdout.split()) and cursor == "1"
 
     def close(self) -> None:
         """End this server, whose socket is its own."""
@@ -108,6 +120,31 @@ def test_top_follows_the_server_and_the_terminal(admin: AdminListener, tmp_path:
         terminal.shows("ended with")
     finally:
         terminal.close()
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(admin: AdminListener, tmp_path: Path, which: signal.Signals) -> None:
+    """As `q` does; the exit code is the shell's for that signal."""
+    terminal = Terminal(tmp_path, 80, 24, admin.url, "--interval", "0.2")
+    try:
+        terminal.shows("STREAMS")
+        assert not terminal.is_sane()
+        os.kill(terminal.pid(), which)
+        assert "STREAMS" not in terminal.shows(f"ended with {128 + which}")
+        assert terminal.is_sane()
+    finally:
+        terminal.close()
+
+
+def test_a_terminal_that_is_closed_ends_it(admin: AdminListener, tmp_path: Path) -> None:
+    """There is nobody left to show anything."""
+    terminal = Terminal(tmp_path, 80, 24, admin.url, "--interval", "0.2")
+    try:
+        terminal.shows("STREAMS")
+        pid = terminal.pid()
+    finally:
+        terminal.close()
+    until_blocking(lambda: not is_running(pid), "the end of top")
 
 
 def test_no_color_is_respected(admin: AdminListener, tmp_path: Path) -> None:

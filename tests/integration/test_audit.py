@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from meter_proxy.errors import DamagedJournal
 from meter_proxy.ledger import Ledger
+from meter_proxy.ledger.admission import Admission
 from meter_proxy.ledger.audit import audit
 from meter_proxy.ledger.books import DayBook
 from meter_proxy.ledger.checkpoint import recompute
@@ -29,6 +31,23 @@ CHARGE = Charge("k", "tokens-total", "total", Unit.TOKENS, 0)
 def records(count: int) -> list[UsageRecord]:
     today = time.strftime("%Y-%m-%dT12:00:00.000Z", time.gmtime())
     return [usage_record(time=today, key=f"k{number % 3}", account="team") for number in range(count)]
+
+
+def admission_of(record: UsageRecord) -> Admission:
+    """What was known of it when it was admitted."""
+    return Admission(
+        id=record.id,
+        time=record.time,
+        key=record.key,
+        account=record.account,
+        model=record.model,
+        upstream_model=record.upstream_model,
+        upstream=record.upstream,
+        operation=record.operation,
+        stream=record.stream,
+        input_text_bytes=4,
+        charges=(CHARGE,),
+    )
 
 
 async def settled(directory: Path, url: str, count: int = 30) -> None:
@@ -83,6 +102,14 @@ async def test_each_figure_that_was_touched_is_named(tmp_path: Path, harm: Any, 
     assert any(difference.field.endswith(field) for difference in result.differences)
 
 
+async def test_the_command_counts_in_good_english(tmp_path: Path) -> None:
+    """One exchange is one record, of a day and of a counter."""
+    with StoreServer.redis(tmp_path) as server:
+        await settled(tmp_path, server.url, count=1)
+        _, out, _ = await run("audit", "--state-dir", tmp_path / "state", "--redis", server.url)
+    assert out == "1 record, 2 days and counters compared: no difference\n"
+
+
 async def test_the_command_compares_beside_a_stopped_serve(tmp_path: Path) -> None:
     """Exit 0 and a line; exit 1 and each difference."""
     with StoreServer.redis(tmp_path) as server:
@@ -120,7 +147,7 @@ async def test_a_damaged_journal_is_refused_and_repaired(tmp_path: Path) -> None
         arguments = ("repair", "--state-dir", tmp_path / "state")
         code, out, _ = await run(*arguments)
         assert code == 1
-        assert "11 records before it are good, and so are 18 behind it" in out
+        assert "11 good records before it and 18 behind it are saved" in out
         assert path.read_bytes().count(b"\n") == 30
         code, out, _ = await run(*arguments, "--format", "json")
         (damaged,) = json.loads(out)["damaged"]
@@ -175,6 +202,51 @@ async def test_after_a_power_loss_a_new_journal_begins(tmp_path: Path) -> None:
         with server.client() as redis:
             total = sum(int(redis.hget(name, "m1|requests") or 0) for name in redis.scan_iter("mp:*:usage:*"))
         assert total == 11 + 4  # the lost one was billed, and stays so
+
+
+async def test_an_older_copy_of_the_directory_goes_on_in_a_new_journal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis has larger totals of the same journal: they stay, and what is settled from now on comes on top of them."""
+    state = tmp_path / "state"
+    with StoreServer.redis(tmp_path) as server:
+        await settled(tmp_path, server.url, count=5)
+        shutil.copytree(state, tmp_path / "copy")
+        await settled(tmp_path, server.url, count=7)
+        assert len(journals(state)) == 1  # an ordinary restart begins none
+        shutil.rmtree(state)
+        shutil.copytree(tmp_path / "copy", state)
+        for _ in range(2):
+            caplog.clear()
+            await settled(tmp_path, server.url, count=2)
+        assert len(journals(state)) == 2
+        assert "older copy" not in caplog.text  # it is not, any more
+        with server.client() as redis:
+            total = sum(int(redis.hget(name, "m1|requests") or 0) for name in redis.scan_iter("mp:*:usage:*"))
+            used = [int(redis.hget(name, "used") or 0) for name in redis.scan_iter("mp:*:quota:*")]
+        assert total == 5 + 7 + 2 * 2
+        assert sum(used) == total * 15  # tokens of each
+
+
+async def test_what_was_in_flight_when_the_copy_was_made_counts_once(tmp_path: Path) -> None:
+    """Redis heard how it ended; the copy only knows that it ran."""
+    state = tmp_path / "state"
+    record = records(1)[0]
+    with StoreServer.redis(tmp_path) as server:
+        ledger = Ledger(state / "w0", Store(server.url))
+        await ledger.start()
+        slot = ledger.admit(admission_of(record))
+        assert slot is not None
+        shutil.copytree(state, tmp_path / "copy")
+        ledger.settle(record, slot, charges=(CHARGE,))
+        await until(lambda: ledger.unsynced == 0, "Redis has it")
+        await ledger.stop()
+        shutil.rmtree(state)
+        shutil.copytree(tmp_path / "copy", state)
+        await settled(tmp_path, server.url, count=3)
+        with server.client() as redis:
+            total = sum(int(redis.hget(name, "m1|requests") or 0) for name in redis.scan_iter("mp:*:usage:*"))
+        assert total == 1 + 3
 
 
 async def test_old_segments_go_to_the_archive_and_their_totals_stay(tmp_path: Path) -> None:

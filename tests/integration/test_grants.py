@@ -61,7 +61,9 @@ async def worker(url: str, name: str = "w0", *, workers: int = 1, bounded_tokens
         incarnation=1,
         workers=workers,
         retention_s=86_400,
+        position=lambda: 0,
         on_lost=lambda: None,
+        on_behind=lambda: None,
         clock=time.time,
         jitter=lambda: 0.5,
     )

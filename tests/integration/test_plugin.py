@@ -12,13 +12,17 @@ import meter_proxy
 from meter_proxy.config.load import load_config
 from meter_proxy.config.schema import Config
 from meter_proxy.errors import ConfigError
+from meter_proxy.ledger.journal import encode_line
 from meter_proxy.plugin import MeterProxy, install
+from meter_proxy.quota.charge import Charge, Unit
 from meter_proxy.usage import Basis, Outcome
 from tests.support import answers
 from tests.support.config import ENVIRONMENT, KEY, basic_config, write_config
 from tests.support.harms import StallsAfter, Streams
 from tests.support.httpraw import RawClient
 from tests.support.inprocess import InProcessProxy, serving
+from tests.support.journals import open_journal
+from tests.support.records import usage_record
 from tests.support.upstream import Script, ScriptedUpstream
 from tests.support.waiting import until_async
 
@@ -179,3 +183,15 @@ async def test_a_reload_takes_effect_at_once_or_not_at_all(
         after = state()
         assert after[:2] == (good, good)
         assert after[3] == {"bob"}
+
+
+def test_setup_refuses_a_rule_whose_counter_is_in_another_unit(tmp_path: Path) -> None:
+    """As `serve` does."""
+    journal = open_journal(tmp_path / "state" / "w0")
+    journal.append(encode_line(usage_record(), "m1", [Charge("k", "budget", "total", Unit.COST_USD, 0)]))
+    journal.close()
+    rule = {"name": "budget", "tokens": 9, "per": "total"}
+    keys = [{"id": "alice", "secret": {"env": "ALICE_KEY"}, "quotas": [rule]}]
+    path = write_config(tmp_path, basic_config("http://127.0.0.1:9/v1", tmp_path, keys=keys))
+    with pytest.raises(ConfigError, match=r"keys\[0\].quotas\[0\]: counts tokens, but .* is in cost_usd"):
+        meter_proxy.setup(web.Application(), load_config(path, ENVIRONMENT))

@@ -324,9 +324,8 @@ async def test_a_caller_sees_its_own_last_days(start: StartProxy, shared_store: 
     async with await RawClient.connect(proxy.url) as client:
         document = await (await client.request("GET", "/v1/usage?days=30", key=KEY)).json()
         assert [day["day"] for day in document["days"]] == [f"{days[ago]}" for ago in (29, 3, 0)]
-        assert document["days"][0]["models"] == [
-            {"model": "m", "requests": 2, "input_tokens": 5, "output_tokens": 7, "cost_usd": "0.0042"}
-        ]
+        counts = {"requests": 2, "input_tokens": 5, "output_tokens": 7, "cached_input_tokens": 0, "reasoning_tokens": 0}
+        assert document["days"][0]["models"] == [{"model": "m", **counts, "cost_usd": "0.0042"}]
         assert document["days"][-1] == document["today"]
         assert (await (await client.request("GET", "/v1/usage", key=KEY)).json())["days"] == [document["today"]]
         for wrong in ("0", "93", "-1", "ten", "%D9%A3"):

@@ -16,7 +16,7 @@ from tests.support import answers
 from tests.support.config import basic_config, write_config
 from tests.support.harms import Streams
 from tests.support.httpraw import RawClient
-from tests.support.proc import ProxyProcess, running_proxy
+from tests.support.proc import ProxyProcess, run_command, running_proxy
 from tests.support.servers import StoreServer
 from tests.support.upstream import Script, ScriptedUpstream, UpstreamExchange
 from tests.support.waiting import until_async
@@ -185,6 +185,48 @@ async def test_an_edited_limit_keeps_the_count(tmp_path: Path) -> None:
         proxy.write(keys=[key("alice", {"requests": 3, "per": "day"})])
         assert (await proxy.reload())[0] == 200
         await everywhere(proxy, "sk-alice", 429)
+
+
+BUDGET = {"name": "budget", "cost_usd": 20, "per": "month"}
+IN_TOKENS = {"name": "budget", "tokens": 1_000, "per": "month"}
+ANOTHER_UNIT = (
+    "keys[0].quotas[0]: counts tokens, but the counter 'budget' of key 'alice' is in cost_usd, "
+    "and its window is not over: give the rule another `name`, under which it begins at 0"
+)
+
+
+async def test_a_named_rule_does_not_go_on_in_another_unit(tmp_path: Path) -> None:
+    """20 dollars are 20,000,000,000 nano-dollars, and would be as many tokens; under another name it begins at 0."""
+    async with running(tmp_path, Streams(EVENTS), models=PRICED, keys=[key("alice", BUDGET)]) as proxy:
+        proxy.write(keys=[key("alice", IN_TOKENS)])
+        status, document = await proxy.reload()
+        assert (status, document["faults"]) == (422, [ANOTHER_UNIT])  # before anything is used
+        assert await proxy.ask("sk-alice") == 200
+        status, document = await proxy.reload()
+        assert (status, len(document["faults"])) == (422, 1)
+        assert document["faults"][0].endswith(ANOTHER_UNIT)
+        assert await proxy.metric("meter_proxy_config_last_reload_successful") == "0"
+        proxy.write(keys=[key("alice", {**IN_TOKENS, "name": "tokens"})])
+        assert (await proxy.reload())[0] == 200
+        await everywhere(proxy, "sk-alice", 200)
+        proxy.write(keys=[key("alice", IN_TOKENS)])  # the name that was given up meanwhile
+        status, document = await proxy.reload()
+        assert (status, document["faults"][0].endswith(ANOTHER_UNIT)) == (422, True)
+
+
+async def test_nor_over_a_restart(tmp_path: Path) -> None:
+    """`serve` and `check-config` name the line and end; what another state directory holds is its own."""
+    async with running(tmp_path, Streams(EVENTS), models=PRICED, keys=[key("alice", BUDGET)]) as proxy:
+        assert await proxy.ask("sk-alice") == 200
+    proxy.write(keys=[key("alice", IN_TOKENS)])
+    path = tmp_path / "meter-proxy.yaml"
+    line = next(number for number, text in enumerate(path.read_text().splitlines(), 1) if "- name: budget" in text)
+    for command in ("serve", "check-config"):
+        code, out, err = await run_command(command, path)
+        assert code == 2
+        assert f"{path}:{line}:5: {ANOTHER_UNIT}" in (out + err)
+    proxy.write(state_dir=str(tmp_path / "other"))
+    assert (await run_command("check-config", path))[0] == 0
 
 
 async def test_a_key_that_moves_to_another_account_takes_its_windows_along(tmp_path: Path) -> None:

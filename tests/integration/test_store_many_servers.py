@@ -7,14 +7,19 @@ from typing import Any, cast
 
 import pytest
 
+from meter_proxy.cli import servers
+from meter_proxy.cli.findings import Finding, Level
+from meter_proxy.config.load import load_config
 from meter_proxy.errors import CannotStart, StoreError
 from meter_proxy.ledger import Ledger
 from meter_proxy.ledger.audit import audit
 from meter_proxy.ledger.cluster import ClusterStore
 from meter_proxy.ledger.store import check_store, open_store, parse_url
 from meter_proxy.quota.charge import Charge, Unit
+from tests.support.config import ENVIRONMENT, basic_config, write_config
 from tests.support.many_servers import running_cluster, running_sentinels
 from tests.support.records import usage_record
+from tests.support.servers import StoreServer
 from tests.support.waiting import until
 
 CHARGE = Charge("k", "tokens-total", "total", Unit.TOKENS, 0)
@@ -117,3 +122,57 @@ def test_urls_of_several_servers_are_taken_apart() -> None:
     for wrong in ("redis+sentinel://h", "redis+cluster://h/3"):
         with pytest.raises(StoreError):
             open_store(wrong)
+
+
+def holds(node: StoreServer, key: str) -> bool:
+    with node.client() as client:
+        return key in [str(name) for name in client.scan_iter()]
+
+
+async def test_where_the_server_that_knows_our_journal_is_away_the_others_are_not(tmp_path: Path) -> None:
+    """How far the journal had come stands on one of them: that it cannot be asked is no outage, not even at a start."""
+    with running_cluster(tmp_path / "servers") as cluster:
+        ledger = Ledger(tmp_path / "state" / "w0", open_store(cluster.url))
+        await ledger.start()
+        await ledger.stop()
+        (place,) = cluster.hashes("mp:*:journal")
+        (node,) = [node for node in cluster.nodes if holds(node, place)]
+        node.kill()
+        again = Ledger(tmp_path / "state" / "w0", open_store(cluster.url))
+        await again.start()
+        assert again.store_up
+        for _ in range(25):  # two looks of an idle worker
+            await asyncio.sleep(0.1)
+            assert again.store_up
+        await again.stop()
+
+
+async def test_doctor_looks_at_sentinels(tmp_path: Path) -> None:
+    """The primary of the moment, and its clock; that nobody can say who it is hurts."""
+    with running_sentinels(tmp_path / "servers") as running:
+        store, clock = await doctors_findings(tmp_path, running.url)
+        assert (store.level, clock.level) == (Level.GOOD, Level.GOOD)
+        assert store.message.startswith("Redis ")
+        for sentinel in running.sentinels:
+            sentinel.kill()
+        (found,) = await doctors_findings(tmp_path, running.url)
+        assert found.level is Level.BAD
+        assert "entinel" in found.message
+
+
+async def test_doctor_looks_at_every_server_of_a_cluster(tmp_path: Path) -> None:
+    """What they are, and how many; the one that is away is named."""
+    with running_cluster(tmp_path / "servers") as cluster:
+        store, clock = await doctors_findings(tmp_path, cluster.url)
+        assert (store.level, clock.level) == (Level.GOOD, Level.GOOD)
+        assert store.message.startswith("Redis ")
+        assert " on 3 servers, maxmemory-policy noeviction, " in store.message
+        cluster.nodes[1].kill()
+        (found,) = await doctors_findings(tmp_path, cluster.url)
+        assert (found.level, str(cluster.nodes[1].port) in found.message) == (Level.BAD, True)
+
+
+async def doctors_findings(directory: Path, url: str) -> list[Finding]:
+    """What `doctor` says of a store."""
+    path = write_config(directory, basic_config("http://127.0.0.1:9/v1", directory, redis={"url": url}))
+    return await servers.store(load_config(path, ENVIRONMENT))

@@ -67,7 +67,7 @@ class Command:
 
     def children(self) -> list[int]:
         """The pids of its direct children, oldest first; empty once it has ended."""
-        return _children_of(self.pid)
+        return children_of(self.pid)
 
     def send_signal(self, which: signal.Signals) -> None:
         """Send a signal to the process itself (not its children); nothing when it has ended."""
@@ -169,7 +169,8 @@ def is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def _children_of(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
+    """The pids of a process' children; none of one that is gone."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:

@@ -141,3 +141,17 @@ def test_records_that_may_not_be_read_are_not_an_empty_table(
     with pytest.raises(ConfigError) as error:
         tables.state_directory(None, tmp_path)
     assert str(error.value) == f"meter-proxy: cannot read the state directory {locked}: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 records"), (1, "1 record"), (2, "2 records"), (12_345, "12,345 records")]
+)
+def test_one_of_something_is_not_many(count: int, words: str) -> None:
+    assert tables.counted(count, "record") == words
+
+
+def test_a_word_may_have_its_own_plural() -> None:
+    assert [tables.counted(count, "day or counter", "days and counters") for count in (1, 2)] == [
+        "1 day or counter",
+        "2 days and counters",
+    ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from meter_proxy.errors import CannotStart
 from meter_proxy.ledger import Ledger, ledger, sync
+from meter_proxy.ledger.books import FIELDS
 from meter_proxy.ledger.grants import Grant
 from meter_proxy.ledger.messages import day_expires_at
 from meter_proxy.ledger.reading import iter_records
@@ -103,6 +105,7 @@ async def test_a_busy_key_is_sent_a_few_times_a_second(
 ) -> None:
     """What is settled while a batch is under way waits a little, too: the store is not asked once a request."""
     monkeypatch.setattr(sync, "COALESCE_S", 0.02)
+    monkeypatch.setattr(sync, "CHECK_S", 60.0)  # no other look at the store
     store = InMemory()
     books = make(store)
     await books.start()
@@ -110,12 +113,13 @@ async def test_a_busy_key_is_sent_a_few_times_a_second(
         books.settle(usage_record())
         await asyncio.sleep(0)
     await until(lambda: books.unsynced == 0, "everything is acknowledged")
-    assert len(store.messages) <= 5
+    assert len(keys_in(store.messages)) <= 5
     await books.stop()
 
 
-async def test_an_outage_costs_nothing(make: MakeLedger, tmp_path: Path) -> None:
+async def test_an_outage_costs_nothing(make: MakeLedger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """While the store is away, settling goes on; afterwards every key is sent once."""
+    monkeypatch.setattr(sync, "CHECK_S", 60.0)  # no other look at the store
     store = Unreachable()
     books = make(store)
     await books.start()
@@ -366,6 +370,55 @@ async def test_a_journal_belongs_to_its_directory_not_to_a_process(make: MakeLed
         await settle_and_stop(books := make(store), "alice")
     assert len(list(books.directory.glob("journal-*"))) == 1
     assert len([name for name in store.redis.hkeys("mp:{alice}:books:alice:20260301") if "requests" in name]) == 1
+
+
+async def test_what_others_wrote_into_a_day_does_not_hide_the_rest(make: MakeLedger) -> None:
+    """As in every report: a field that is missing is 0, and what is no amount of ours is passed over."""
+    store = InMemory()
+    books = make(store)
+    await books.start()
+    odd: dict[Any, Any] = {
+        "m|requests": "2",
+        "m|input_tokens": "many",
+        "m|output_tokens": "\u00b2",
+        "m|x": "1",
+        "note": "by hand",
+    }
+    store.redis.hset("mp:{alice}:usage:alice:20260301", mapping=odd)
+    found = await books.usage_on("alice", "alice", ["20260301", "20260302"])
+    assert found == [{"m": {**dict.fromkeys(FIELDS, 0), "requests": 2}}, {}]
+    await books.stop()
+
+
+async def test_an_older_copy_that_is_found_out_late_is_left_at_the_next_start(
+    make: MakeLedger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store was away at the start: what to do is in the log, once, and a restart is all of it."""
+    state, copy = tmp_path / "w0", tmp_path / "copy"
+    store = Unreachable()
+    store.is_away = False
+    await settle_and_stop(make(store), "alice")
+    shutil.copytree(state, copy)
+    await settle_and_stop(make(store), *["alice"] * 3)
+    shutil.rmtree(state)
+    shutil.copytree(copy, state)
+    store.is_away = True
+    books = make(store)
+    await books.start()
+    store.is_away = False
+    for _ in range(3):
+        await until(lambda: books.store_up and books.unsynced == 0, "the store is back")
+        books.settle(usage_record())
+    await books.stop()
+    assert sum("Restart this proxy now" in message for message in caplog.messages) == 1
+    again = make(store)
+    await again.start()
+    before = store.totals()["alice", "alice", "20260301", "m1", "requests"]
+    for _ in range(5):
+        again.settle(usage_record())
+    await again.stop()
+    assert store.totals()["alice", "alice", "20260301", "m1", "requests"] == before + 5
+    assert len(list(state.glob("journal-*"))) == 2
 
 
 async def test_the_label_is_decided_once(make: MakeLedger, tmp_path: Path) -> None:
