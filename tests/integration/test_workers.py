@@ -387,7 +387,6 @@ async def test_what_outlasts_the_drain_time_is_cut_and_billed(tmp_path: Path) ->
     assert (record.outcome, record.output_tokens) == (Outcome.DRAINED, 1)
 
 
-@pytest.mark.alone
 async def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     """What was generated is billed all the same."""
     async with proxy_before(StallsAfter(EVENTS[:2]), tmp_path) as proxy:
@@ -395,7 +394,7 @@ async def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         proxy.send_signal(signal.SIGINT)
         await until(lambda: "stopping" in proxy.stderr, "the drain to begin")
         proxy.send_signal(signal.SIGINT)
-        assert await proxy.ended(within_s=4.0) == 0
+        assert await proxy.ended() == 0  # long before `drain_timeout`, a minute
         await client.__aexit__(None, None, None)
     (record,) = iter_records(tmp_path / "state")
     assert record.output_tokens == 1
