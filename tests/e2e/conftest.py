@@ -81,8 +81,8 @@ def service(running_service: Service) -> Service:
 
 @pytest.fixture
 def usual_ports() -> Iterator[None]:
-    """The ports that people use, such as 8080: one test at a time has them, of all that run on this machine."""
-    with (Path(tempfile.gettempdir()) / "meter-proxy-test-usual-ports").open("w") as file:
+    """The ports that people use, such as 8080: one test at a time has them, of all that a user runs on this machine."""
+    with (Path(tempfile.gettempdir()) / f"meter-proxy-test-usual-ports-{os.getuid()}").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
