@@ -25,12 +25,18 @@ run: $(VENV)/.runtime
 test: $(VENV)/.dev $(NODE_DIR)/node_modules debian
 	$(MAKE) --no-print-directory check
 
+# All tests: on two cores side by side, then, one by one, those that look at the clock. With ARGS what they say, one by one.
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+ifeq ($(strip $(ARGS)),)
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m 'not alone'
+	$(BIN)/pytest -m alone
+else
 	$(BIN)/pytest $(ARGS)
+endif
 
 # The long form of tests/soak: about an hour. SOAK_ROUNDS=50 for a shorter one.
 SOAK_ROUNDS ?= 1000

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -9,30 +10,27 @@ import typer
 from typer.main import get_command
 
 from meter_proxy import __version__
-from meter_proxy.cli import (
-    audit,
-    check_config,
-    config,
-    demo,
-    doctor,
-    healthcheck,
-    import_config,
-    keys,
-    mock_backend,
-    records,
-    repair,
-    serve,
-    top,
-    usage,
-)
 from meter_proxy.cli.examples import epilog
 from meter_proxy.errors import CannotStart, ConfigError, MeterProxyError
 
-app = typer.Typer(
-    name="meter-proxy",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # no boxes, no colours: help that fits 80 columns
-)
+COMMANDS = {
+    "serve": "serve",
+    "demo": "demo",
+    "mock-backend": "mock_backend",
+    "check-config": "check_config",
+    "usage": "usage",
+    "records": "records",
+    "top": "top",
+    "doctor": "doctor",
+    "audit": "audit",
+    "repair": "repair",
+    "healthcheck": "healthcheck",
+}
+"""Each command and its module here, which is imported when it is needed: all of them take twice as long as most."""
+
+GROUPS = {"config": "config", "keys": "keys", "import": "import_config"}
+"""The same of commands with commands of their own."""
+
 COMPLETION_VARIABLE = "_METER_PROXY_COMPLETE"  # set by what `--install-completion` writes for the shell
 
 
@@ -42,7 +40,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
@@ -51,23 +48,23 @@ def options(
     """Know and limit who uses how many LLM tokens: a metering proxy for any OpenAI-compatible backend."""
 
 
-for name, module in {
-    "serve": serve,
-    "demo": demo,
-    "mock-backend": mock_backend,
-    "check-config": check_config,
-    "usage": usage,
-    "records": records,
-    "top": top,
-    "doctor": doctor,
-    "audit": audit,
-    "repair": repair,
-    "healthcheck": healthcheck,
-}.items():
-    app.command(name, epilog=epilog(module.EXAMPLES))(module.command)
-app.add_typer(config.app, name="config")
-app.add_typer(keys.app, name="keys")
-app.add_typer(import_config.app, name="import")
+def application(only: str | None = None) -> typer.Typer:
+    """The command line; with `only`, what is needed to run that command, if there is one of that name."""
+    app = typer.Typer(
+        name="meter-proxy",
+        no_args_is_help=True,
+        rich_markup_mode=None,  # no boxes, no colours: help that fits 80 columns
+    )
+    app.callback()(options)
+    is_known = only in COMMANDS or only in GROUPS
+    for name, module_name in COMMANDS.items():
+        if not is_known or name == only:
+            module = import_module(f"meter_proxy.cli.{module_name}")
+            app.command(name, epilog=epilog(module.EXAMPLES))(module.command)
+    for name, module_name in GROUPS.items():
+        if not is_known or name == only:
+            app.add_typer(import_module(f"meter_proxy.cli.{module_name}").app, name=name)
+    return app
 
 
 def main() -> None:
@@ -90,8 +87,9 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     """Run one command to its end and return the exit code. What goes wrong with its files is raised."""
-    command = get_command(app)
-    if COMPLETION_VARIABLE in os.environ:
+    is_completion = COMPLETION_VARIABLE in os.environ
+    command = get_command(application(None if is_completion or not arguments else arguments[0]))
+    if is_completion:
         command.main(arguments, prog_name="meter-proxy")  # answers the shell, and exits
     try:
         # Not app(): it prints usage errors in four lines, and a closed pipe is an error to it.

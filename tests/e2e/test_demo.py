@@ -10,7 +10,11 @@ import socket
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from tests.support.proc import Command, is_running, run_command
+
+pytestmark = pytest.mark.usefixtures("usual_ports")
 
 BILL_WITHIN_S = 60.0
 

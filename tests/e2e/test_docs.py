@@ -8,7 +8,7 @@ import yaml
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from meter_proxy.cli.main import app
+from meter_proxy.cli.main import application
 from meter_proxy.config.load import check
 from meter_proxy.config.reload import FIXED, FIXED_LIMITS, FIXED_REDIS
 from meter_proxy.ledger.journal import JournalRecord
@@ -51,7 +51,7 @@ def test_every_command_parses(words: list[str], tmp_path: Path, monkeypatch: pyt
     for word in words:
         if re.fullmatch(r"[\w-]+(\.\w+)?", word):
             (tmp_path / word).touch()  # it may be a file that must be there
-    command, name = get_command(app), "meter-proxy"
+    command, name = get_command(application()), "meter-proxy"
     while isinstance(command, TyperGroup) and words:
         name, *words = words
         assert name in command.commands, name

@@ -71,7 +71,7 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Path]:
+def project(tmp_path: Path, usual_ports: None) -> Iterator[Path]:
     """A copy of what the commands need; the environment is the project's own, made by `make`."""
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, tmp_path / name)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+import pytest_asyncio
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
@@ -18,6 +20,8 @@ from tests.support.config import basic_config, write_config
 from tests.support.proc import ProxyProcess, running_proxy
 from tests.support.upstream import ScriptedUpstream, UpstreamExchange
 from tests.support.waiting import until_async
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one proxy for those who only read
 
 ADMIN = "admin-token-of-this-test"
 SECRETS = {"ALICE_KEY": "sk-alice", "BOB_KEY": "sk-bob", "CI_KEY": "sk-ci", "ADMIN_TOKEN": ADMIN}
@@ -57,13 +61,13 @@ async def _plain(exchange: UpstreamExchange) -> None:
     await exchange.answer(answers.chat_json(output_tokens=3))
 
 
-@pytest.fixture
-async def reported(tmp_path: Path) -> AsyncIterator[Reported]:
+@asynccontextmanager
+async def reporting(directory: Path) -> AsyncIterator[Reported]:
     """All of ASKED is settled, and Redis has it."""
     async with ScriptedUpstream(_plain) as upstream:
         config = basic_config(
             upstream.url,
-            tmp_path,
+            directory,
             listen="127.0.0.1:0",
             admin="127.0.0.1:0",
             admin_token="${ADMIN_TOKEN}",
@@ -72,7 +76,7 @@ async def reported(tmp_path: Path) -> AsyncIterator[Reported]:
             keys=KEYS,
             accounts={"team": {"quotas": [{"tokens": "10k", "per": "day", "models": ["small"]}]}},
         )
-        async with running_proxy(write_config(tmp_path, config), env=SECRETS) as proxy:
+        async with running_proxy(write_config(directory, config), env=SECRETS) as proxy:
             reported = Reported(proxy, upstream)
             for key, model in ASKED:
                 async with reported.client(api_key=SECRETS[f"{key.upper()}_KEY"]) as client:
@@ -85,6 +89,20 @@ async def reported(tmp_path: Path) -> AsyncIterator[Reported]:
 
             await until_async(synced, "all usage in Redis")
             yield reported
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def reported(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Reported]:
+    """For all who only read."""
+    async with reporting(tmp_path_factory.mktemp("reported")) as reported:
+        yield reported
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def changing(tmp_path: Path) -> AsyncIterator[Reported]:
+    """For one who makes requests, or loads the configuration again."""
+    async with reporting(tmp_path) as reported:
+        yield reported
 
 
 def midnight() -> int:
@@ -182,7 +200,7 @@ async def test_clients_of_one_api_see_what_is_left(reported: Reported) -> None:
         await reported.get(f"{prefix}/dashboard/billing/subscription", None, status=401)
 
 
-async def test_quotas_and_streams_of_a_running_proxy(reported: Reported) -> None:
+async def test_quotas_and_streams_of_a_running_proxy(changing: Reported) -> None:
     """From Redis and from the worker's slots, while a stream is open; after it, it is gone."""
     goes_on = asyncio.Event()
 
@@ -192,15 +210,15 @@ async def test_quotas_and_streams_of_a_running_proxy(reported: Reported) -> None
         await goes_on.wait()
         await exchange.end()
 
-    reported.upstream.then(stream)
-    async with reported.client() as client:
+    changing.upstream.then(stream)
+    async with changing.client() as client:
         chunks = await client.chat.completions.create(
             model="small", messages=[{"role": "user", "content": "12345678"}], stream=True, max_tokens=50
         )
         await anext(chunks)
 
         async def counted() -> Any:
-            live = await reported.get("/api/live", admin=True)
+            live = await changing.get("/api/live", admin=True)
             return live if live["streams"] and live["streams"][0]["output_tokens"] == 2 else None
 
         live = await until_async(counted, "two tokens of a stream")
@@ -210,7 +228,7 @@ async def test_quotas_and_streams_of_a_running_proxy(reported: Reported) -> None
         assert live["rates"]["requests_per_s"] > 0
 
         async def reserved() -> Any:
-            (row,) = (await reported.get("/api/quotas?key=alice&q=budget", admin=True))["data"]
+            (row,) = (await changing.get("/api/quotas?key=alice&q=budget", admin=True))["data"]
             return row if row["reserved"] > 0 else None
 
         row = await until_async(reserved, "what the stream holds")
@@ -222,14 +240,14 @@ async def test_quotas_and_streams_of_a_running_proxy(reported: Reported) -> None
             pass
 
     async def over() -> bool:
-        return not (await reported.get("/api/live", admin=True))["streams"]
+        return not (await changing.get("/api/live", admin=True))["streams"]
 
     await until_async(over, "the end of the stream")
 
 
-async def test_every_answer_is_as_the_openapi_document_says(reported: Reported) -> None:
+async def test_every_answer_is_as_the_openapi_document_says(changing: Reported) -> None:
     """The document is valid by itself; each path in it is served, and answers by its schema."""
-    document = await reported.get("/api/openapi.json", admin=True)
+    document = await changing.get("/api/openapi.json", admin=True)
     validate(document)
     asked = set()
 
@@ -238,7 +256,7 @@ async def test_every_answer_is_as_the_openapi_document_says(reported: Reported) 
         names = {parameter["name"] for parameter in operation.get("parameters", ())}
         assert {part.split("=")[0] for part in query.split("&") if part} <= names
         is_public = "servers" in document["paths"][path]
-        answer = await reported.get(f"{path}?{query}", token, status=status, admin=not is_public)
+        answer = await changing.get(f"{path}?{query}", token, status=status, admin=not is_public)
         schema = operation["responses"][str(status)]["content"]["application/json"]["schema"]
         OAS31Validator({**schema, "components": document["components"]}).validate(answer)
         asked.add(path)
@@ -267,6 +285,6 @@ async def test_every_answer_is_as_the_openapi_document_says(reported: Reported) 
     reload = document["paths"]["/-/reload"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {ADMIN}"}) as session,
-        session.post(f"{reported.proxy.admin_url}/-/reload") as response,
+        session.post(f"{changing.proxy.admin_url}/-/reload") as response,
     ):
         OAS31Validator(reload).validate(await response.json())

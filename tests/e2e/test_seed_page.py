@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from openai import OpenAI
-from playwright.async_api import Page, async_playwright
+from playwright.async_api import Browser, Page
 
 from tests.e2e.conftest import Service
 from tests.support.inprocess import serving
 
 HERE = Path(__file__).parent
-CHROMIUM = "/usr/bin/chromium"
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser's
 
 
 async def run(*command: str, service: Service, within_s: float = 60) -> str:
@@ -105,8 +106,8 @@ async def test_node_sees_a_broken_stream(service: Service) -> None:
     assert (await service.record(model="auto"))["outcome"] == "upstream_failed"
 
 
-@pytest.fixture
-async def page(service: Service) -> AsyncIterator[Page]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser) -> AsyncIterator[Page]:
     """The page's loop in headless Chromium, served from another origin than the proxy."""
 
     async def html(request: web.Request) -> web.Response:
@@ -114,14 +115,10 @@ async def page(service: Service) -> AsyncIterator[Page]:
 
     app = web.Application()
     app.router.add_get("/v1", html)
-    async with serving(app) as url, async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        try:
-            page = await browser.new_page()
-            await page.goto(url)
-            yield page
-        finally:
-            await browser.close()
+    async with serving(app) as url:
+        page = await browser.new_page()
+        await page.goto(url)
+        yield page
 
 
 async def test_browser_loop_streams_across_origins(service: Service, page: Page) -> None:

@@ -16,6 +16,8 @@ from tests.support.admin_listener import AdminListener, live, quota, stream
 from tests.support.proc import REPOSITORY, children_of, is_running
 from tests.support.waiting import until_blocking
 
+_SAY_OTHERWISE = {"NO_COLOR", "COLUMNS", "LINES"}  # readline, which pytest-xdist's workers load, sets the last two
+
 
 class Terminal:
     """A tmux server of its own with one window, in which `meter-proxy top` runs; its exit code is printed after it."""
@@ -30,8 +32,7 @@ class Terminal:
         )  # fmt: skip
 
     def _run(self, *words: str, **env: str) -> str:
-        environment = {**os.environ, **env}
-        environment.pop("NO_COLOR", None)
+        environment = {name: value for name, value in os.environ.items() if name not in _SAY_OTHERWISE} | env
         done = subprocess.run(
             [*self._tmux, *words], capture_output=True, text=True, check=True, timeout=20, env=environment
         )

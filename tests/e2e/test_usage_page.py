@@ -3,16 +3,17 @@
 What it shows of a real proxy is for test_usage_page_real.py.
 """
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser, ViewportSize, expect
 
-from tests.support.browser import DESKTOP, PHONE, Scheme, Visit, browsing
+from tests.support.browser import DESKTOP, PHONE, Scheme, Visit
 from tests.support.busy_admin import BusyAdmin
 from tests.support.inprocess import serving
 from tests.support.waiting import until, until_async
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser's
 
 MAX_BYTES = 150_000
 ENDPOINTS = ("/api/live", "/api/records", "/api/quotas", "/api/usage")
@@ -29,13 +30,6 @@ FOCUS = """() => {
     left: node === document.body,
   };
 }"""
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    """Headless Chromium."""
-    async with browsing() as browser:
-        yield browser
 
 
 def page_of(url: str) -> str:

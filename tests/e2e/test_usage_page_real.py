@@ -7,20 +7,15 @@ import pytest
 from openai import AsyncOpenAI
 from playwright.async_api import Browser, expect
 
-from tests.support.browser import PHONE, Visit, browsing
+from tests.support.browser import PHONE, Visit
 from tests.support.config import ENVIRONMENT, KEY, basic_config, write_config
 from tests.support.httpraw import RawClient
 from tests.support.proc import ProxyProcess, running_mock_backend, running_proxy
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser's
+
 TOKEN = "an-admin-token"
 QUOTAS = [{"tokens": 1000, "per": "day"}, {"requests": 4, "per": "month"}]
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    """Headless Chromium."""
-    async with browsing() as browser:
-        yield browser
 
 
 @pytest.fixture

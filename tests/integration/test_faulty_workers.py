@@ -8,6 +8,8 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from tests.support.proc import REPOSITORY, is_running
 from tests.support.waiting import PATIENCE_S, until
 
@@ -89,6 +91,7 @@ async def test_a_crash_loop_does_not_eat_the_machine(tmp_path: Path) -> None:
         assert await parent.ended() == 0
 
 
+@pytest.mark.alone
 async def test_a_worker_that_hangs_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     """Else the state directory would stay in use, and nobody would know by whom."""
     async with parent_of("hangs", tmp_path) as parent:

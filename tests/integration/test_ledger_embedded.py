@@ -60,6 +60,7 @@ async def test_it_is_a_store_that_we_accept(store: EmbeddedStore) -> None:
     assert socket.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.alone
 def test_it_starts_at_once(tmp_path: Path) -> None:
     """Its share of the two seconds of the whole proxy's start is small."""
     store = EmbeddedStore(tmp_path / "store")
@@ -96,6 +97,7 @@ def test_restart_leaves_a_living_server_alone(store: EmbeddedStore) -> None:
         assert client.config_get("maxclients") == {"maxclients": "77"}
 
 
+@pytest.mark.alone
 def test_a_second_one_in_the_same_directory_cannot_start(store: EmbeddedStore) -> None:
     """It says at once whose the directory is; neither its failure nor its stop disturbs the first."""
     directory = store.directory

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import answers, harms
 from tests.support.httpraw import RawClient
-from tests.support.servers import MissingServer, PrometheusServer, StoreServer, installed_program
+from tests.support.servers import MissingServer, PrometheusServer, StoreServer, installed_program, ports_of
 from tests.support.upstream import PeerGone, ScriptedUpstream, UpstreamExchange
 from tests.support.waiting import until, until_async
 from tests.support.wire import BrokenOff, split_events
@@ -216,6 +216,14 @@ async def test_prometheus_scrapes_what_it_was_given(tmp_path: Path) -> None:
             assert await until_async(values, "a sample of x_total") == [3.0]
         finally:
             await asyncio.to_thread(server.kill)
+
+
+def test_workers_side_by_side_hand_out_different_ports() -> None:
+    """Each port is one worker's, with as many workers as there may be."""
+    for count in (1, 2, 3):
+        shares = [set(ports_of(f"gw{number}", count)) for number in range(count)]
+        assert set.union(*shares) == set(range(11_000, 21_000))
+        assert sum(map(len, shares)) == 10_000
 
 
 def test_a_missing_server_says_how_to_get_it() -> None:

@@ -107,6 +107,7 @@ async def test_a_rule_may_differ_from_the_rest(tmp_path: Path) -> None:
             assert (await ask(proxy))[0] == 503
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("when_down", "delivered"), [("closed", 512), ("open", 600)])
 async def test_a_stream_at_the_wall_waits_a_quarter_of_a_second(tmp_path: Path, when_down: str, delivered: int) -> None:
     """Redis freezes while it flows: then the policy decides, as at the beginning."""
@@ -136,6 +137,7 @@ async def test_a_stream_at_the_wall_waits_a_quarter_of_a_second(tmp_path: Path, 
             assert record.outcome is (Outcome.COMPLETED if when_down == "open" else Outcome.QUOTA_CUT)
 
 
+@pytest.mark.alone
 async def test_a_frozen_redis_costs_the_others_nothing(tmp_path: Path) -> None:
     """Once it is known to be away, nobody waits for it."""
     with StoreServer.redis(tmp_path) as server:

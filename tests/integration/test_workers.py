@@ -96,6 +96,7 @@ async def opened(proxy: ProxyProcess) -> tuple[RawClient, Any]:
 # Death.
 
 
+@pytest.mark.alone
 async def test_a_killed_worker_is_replaced_and_no_counter_decreases(tmp_path: Path) -> None:
     """Its settled exchanges and its refusals stay counted; its successor adds to them."""
     async with proxy_before(Streams(EVENTS), tmp_path, workers=1) as proxy:
@@ -121,6 +122,7 @@ async def test_a_killed_worker_is_replaced_and_no_counter_decreases(tmp_path: Pa
         assert (replaced["pid"] != worker, replaced["state"], replaced["restarts"]) == (True, "ready", 1)
 
 
+@pytest.mark.alone
 async def test_a_replacement_is_ready_at_once(tmp_path: Path) -> None:
     """It is a fork of a process that has imported everything: some 50 ms, here with patience for a busy machine."""
     async with proxy_before(Streams(EVENTS), tmp_path, workers=2) as proxy:
@@ -149,6 +151,7 @@ async def test_dead_workers_leave_no_zombies(tmp_path: Path) -> None:
         assert len(proxy.children()) == 3
 
 
+@pytest.mark.alone
 async def test_when_the_parent_is_killed_its_children_settle_and_end(tmp_path: Path) -> None:
     """Within a second; what was generated is billed; the next proxy starts on the same directory."""
     async with ScriptedUpstream(StallsAfter(EVENTS[:2])) as upstream:
@@ -391,7 +394,7 @@ async def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         proxy.send_signal(signal.SIGINT)
         await until(lambda: "stopping" in proxy.stderr, "the drain to begin")
         proxy.send_signal(signal.SIGINT)
-        assert await proxy.ended(within_s=4.0) == 0
+        assert await proxy.ended() == 0  # long before `drain_timeout`, a minute
         await client.__aexit__(None, None, None)
     (record,) = iter_records(tmp_path / "state")
     assert record.output_tokens == 1
@@ -424,6 +427,7 @@ async def test_a_worker_that_is_told_to_end_is_replaced(tmp_path: Path) -> None:
         assert await ask(proxy) == 200
 
 
+@pytest.mark.alone
 async def test_records_and_metrics_appear_in_time(tmp_path: Path) -> None:
     """Records of all workers within 0.5 s of their settlement, metrics within 1 s, in flight while it lasts."""
     async with proxy_before(Streams(EVENTS), tmp_path, workers=2) as proxy:
@@ -437,6 +441,7 @@ async def test_records_and_metrics_appear_in_time(tmp_path: Path) -> None:
         assert await total(proxy, "meter_proxy_tokens_total", type="output") == 25
 
 
+@pytest.mark.alone
 async def test_what_is_in_flight_is_shown_by_model(tmp_path: Path) -> None:
     """While it lasts."""
     async with proxy_before(NeverAnswers(), tmp_path) as proxy:

@@ -9,6 +9,7 @@ its pid, also when a test failed. Output goes to a file beside the server's data
 
 import itertools
 import json
+import os
 import random
 import shutil
 import signal
@@ -34,9 +35,16 @@ class MissingServer(Exception):
     """A program that the tests need is not installed. The message says how to get it."""
 
 
-_CANDIDATES = itertools.cycle(random.sample(range(11_000, 21_000), 10_000))
-"""Below the ports which the system gives to connections, as are the buses of a cluster's nodes (10,000 higher); in an
-order of each run's own."""
+def ports_of(worker: str, count: int) -> range:
+    """The ports of one of `count` pytest-xdist workers (gw0, gw1, ...), which no other one hands out.
+
+    Below those which the system gives to connections, as are the buses of a cluster's nodes (10,000 higher).
+    """
+    return range(11_000 + int(worker.removeprefix("gw")), 21_000, count)
+
+
+_PORTS = ports_of(os.environ.get("PYTEST_XDIST_WORKER", "gw0"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+_CANDIDATES = itertools.cycle(random.sample(_PORTS, len(_PORTS)))  # in an order of each run's own
 
 
 def free_port() -> int:

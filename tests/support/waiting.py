@@ -12,7 +12,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE_S = 10.0 * float(os.environ.get("METER_PROXY_TEST_PATIENCE", "1"))
+PATIENCE_S = 30.0 * float(os.environ.get("METER_PROXY_TEST_PATIENCE", "1"))
 _POLL_S = 0.01
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from meter_proxy.cli.main import app
+from meter_proxy.cli.main import application
 
 GOOD = """\
 upstreams: {local: {base_url: "http://127.0.0.1:8000/v1"}}
@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_good_file_is_one_line_and_exit_0(file: Path) -> None:
     """It says what was found, so that a file with half its keys commented out is noticed."""
-    result = CliRunner().invoke(app, ["check-config", str(file)])
+    result = CliRunner().invoke(application(), ["check-config", str(file)])
     assert result.exit_code == 0
     assert result.output == f"{file}: good: 1 upstream, 2 models, 0 plans, 0 keys, 0 accounts\n"
 
@@ -31,7 +31,7 @@ def test_a_good_file_is_one_line_and_exit_0(file: Path) -> None:
 def test_every_fault_is_a_line_and_exit_2(file: Path) -> None:
     """In the form that editors jump to."""
     file.write_text(GOOD + "worker: 1\nlisten: 0.0.0.0:1\nadmin_token: ${METER_PROXY_TEST_UNSET}\n")
-    result = CliRunner().invoke(app, ["check-config", str(file)])
+    result = CliRunner().invoke(application(), ["check-config", str(file)])
     assert result.exit_code == 2
     assert result.output.splitlines() == [
         f"{file}:3:1: worker: unknown key 'worker'; did you mean 'workers'?",
@@ -44,10 +44,10 @@ def test_every_fault_is_a_line_and_exit_2(file: Path) -> None:
 
 def test_the_same_for_programs(file: Path) -> None:
     """--format json has the parts of each fault."""
-    good = CliRunner().invoke(app, ["check-config", str(file), "--format", "json"])
+    good = CliRunner().invoke(application(), ["check-config", str(file), "--format", "json"])
     assert (good.exit_code, json.loads(good.output)) == (0, {"ok": True, "faults": []})
     file.write_text(GOOD + "workers: 0\n")
-    bad = CliRunner().invoke(app, ["check-config", str(file), "--format", "json"])
+    bad = CliRunner().invoke(application(), ["check-config", str(file), "--format", "json"])
     fault = {"file": str(file), "line": 3, "column": 10, "path": "workers", "message": "must be at least 1"}
     assert (bad.exit_code, json.loads(bad.output)) == (2, {"ok": False, "faults": [fault]})
 
@@ -55,20 +55,20 @@ def test_the_same_for_programs(file: Path) -> None:
 def test_an_open_listener_can_be_meant(file: Path) -> None:
     """What serve would take with --allow-anonymous is good with it here, too."""
     file.write_text(GOOD + "listen: 0.0.0.0:1\n")
-    assert CliRunner().invoke(app, ["check-config", str(file)]).exit_code == 2
-    assert CliRunner().invoke(app, ["check-config", str(file), "--allow-anonymous"]).exit_code == 0
+    assert CliRunner().invoke(application(), ["check-config", str(file)]).exit_code == 2
+    assert CliRunner().invoke(application(), ["check-config", str(file), "--allow-anonymous"]).exit_code == 0
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     """No traceback."""
-    result = CliRunner().invoke(app, ["check-config", str(tmp_path / "gone")])
+    result = CliRunner().invoke(application(), ["check-config", str(tmp_path / "gone")])
     assert result.exit_code == 2
     assert result.output == f"{tmp_path}/gone:1:1: cannot read the file: No such file or directory\n"
 
 
 def test_config_schema_prints_a_json_schema() -> None:
     """For editors: every section has its description."""
-    result = CliRunner().invoke(app, ["config", "schema"])
+    result = CliRunner().invoke(application(), ["config", "schema"])
     schema = json.loads(result.output)
     assert result.exit_code == 0
     assert {"listen", "upstreams", "models", "plans", "keys", "accounts"} <= set(schema["properties"])

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from meter_proxy.cli.main import app
+from meter_proxy.cli.main import application
 from tests.unit.cli.conftest import Run
 
 
@@ -22,7 +22,7 @@ def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
 
 def _parse(words: list[str]) -> str:
     """Find the command and parse its words without running it; its name."""
-    command: Any = get_command(app)
+    command: Any = get_command(application())
     context: Any = command.make_context("meter-proxy", words)
     rest = [*context._protected_args, *context.args]
     while hasattr(command, "commands"):
@@ -40,7 +40,7 @@ def _examples(help: str) -> list[str]:
     return [line.strip() for line in examples.splitlines() if line.strip()]
 
 
-ALL = sorted(_commands(get_command(app)))
+ALL = sorted(_commands(get_command(application())))
 
 
 def test_every_command_is_looked_at() -> None:

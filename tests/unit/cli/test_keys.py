@@ -8,11 +8,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from meter_proxy.cli.main import app
+from meter_proxy.cli.main import application
 
 
 def _create(*options: str) -> str:
-    result = CliRunner().invoke(app, ["keys", "create", *options])
+    result = CliRunner().invoke(application(), ["keys", "create", *options])
     assert result.exit_code == 0
     return result.output
 
@@ -44,7 +44,7 @@ def test_secrets_cannot_be_guessed() -> None:
 @pytest.mark.parametrize("options", [["--id", "a b"], ["--id", ""], ["--id", "a", "--prefix", "a b"], []])
 def test_create_refuses_what_could_not_be_used(options: list[str]) -> None:
     """Exit 2, and no secret is made."""
-    result = CliRunner().invoke(app, ["keys", "create", *options])
+    result = CliRunner().invoke(application(), ["keys", "create", *options])
     assert result.exit_code == 2
     assert "Secret" not in result.output
 
@@ -52,7 +52,7 @@ def test_create_refuses_what_could_not_be_used(options: list[str]) -> None:
 @pytest.mark.parametrize("typed", ["test", "test\n", "test\r\n"])
 def test_hash_reads_one_line(typed: str) -> None:
     """The line end is not part of the secret."""
-    result = CliRunner().invoke(app, ["keys", "hash"], input=typed)
+    result = CliRunner().invoke(application(), ["keys", "hash"], input=typed)
     assert result.exit_code == 0
     assert result.output == "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n"
 
@@ -60,7 +60,7 @@ def test_hash_reads_one_line(typed: str) -> None:
 @pytest.mark.parametrize("typed", ["", "\n"])
 def test_hash_of_nothing_is_refused(typed: str) -> None:
     """A digest of the empty secret would let everybody in who sends none."""
-    result = CliRunner().invoke(app, ["keys", "hash"], input=typed)
+    result = CliRunner().invoke(application(), ["keys", "hash"], input=typed)
     assert result.exit_code == 2
     assert "sha256:" not in result.output
 
@@ -70,5 +70,5 @@ def test_a_new_key_for_programs() -> None:
     document = json.loads(_create("--id", "ci", "--format", "json"))
     digest = hashlib.sha256(document["secret"].encode()).hexdigest()
     assert document["entry"] == {"id": "ci", "secret": f"sha256:{digest}", "quotas": "unlimited"}
-    result = CliRunner().invoke(app, ["keys", "hash", "--format", "json"], input=document["secret"])
+    result = CliRunner().invoke(application(), ["keys", "hash", "--format", "json"], input=document["secret"])
     assert json.loads(result.output) == {"secret": f"sha256:{digest}"}

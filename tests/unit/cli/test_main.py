@@ -54,6 +54,17 @@ def test_version_is_printed(run: Run) -> None:
     assert run("--version") == (0, f"meter-proxy {__version__}\n", "")
 
 
+@pytest.mark.parametrize(("command", "not_needed"), [("keys", "redis"), ("records", "aiohttp.web"), ("serve", "rich")])
+def test_a_command_imports_only_what_it_needs(command: str, not_needed: str) -> None:
+    """Most take less than half as long to begin as all of them together."""
+    script = "import sys; from meter_proxy.cli.main import application; application(sys.argv[1]); print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script, command], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    assert f"meter_proxy.cli.{command}" in loaded.stdout.split()
+    assert not_needed not in loaded.stdout.split()
+
+
 @pytest.mark.parametrize("words", ["", "config", "keys", *COMMANDS])
 def test_help_fits_and_says_what_to_write(run: Run, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     """Of every command: no boxes, no types of ours, no sentence cut short, at 80 columns."""

@@ -117,6 +117,7 @@ async def test_a_busy_key_is_sent_a_few_times_a_second(
     await books.stop()
 
 
+@pytest.mark.alone
 async def test_an_outage_costs_nothing(make: MakeLedger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """While the store is away, settling goes on; afterwards every key is sent once."""
     monkeypatch.setattr(sync, "CHECK_S", 60.0)  # no other look at the store

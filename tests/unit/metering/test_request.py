@@ -197,9 +197,9 @@ def test_a_large_body_is_read_in_milliseconds() -> None:
 
 
 def _seconds(body: bytes) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()  # of work: others may have the machine meanwhile
     parse_body(body, Operation.CHAT)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def verdict(read: Callable[[bytes, Operation], Asked], body: bytes, operation: Operation) -> object:

@@ -69,6 +69,7 @@ async def test_what_was_there_before_is_no_metric_but_is_shown(tmp_path: Path, m
     assert sum(metrics.requests.values.values()) == 1
 
 
+@pytest.mark.alone
 async def test_records_of_all_workers_appear_soon(tmp_path: Path, metrics: Metrics) -> None:
     """Within half a second of their settlement; in metrics within one."""
     feed = RecordFeed(tmp_path, metrics, workers=2)

@@ -369,9 +369,9 @@ def test_two_thousand_series_do_not_hold_the_loop(metrics: Metrics) -> None:
     assert len(metrics.render().splitlines()) > 2000
 
     def render_s() -> float:
-        began_at = time.perf_counter()
+        began_at = time.thread_time()  # of work: others may have the machine meanwhile
         metrics.render()
-        return time.perf_counter() - began_at
+        return time.thread_time() - began_at
 
     assert min(render_s() for _ in range(10)) < 0.015
 
