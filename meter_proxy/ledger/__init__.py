@@ -10,7 +10,7 @@ The truth is the journal of each worker; everything else is derived from it and 
             -> labels.py     which model names have a total of their own, the same in every worker and view
             -> books.py      absolute totals per account, key, UTC day and model, and per quota counter
             -> sync.py       brings the books to Redis by absolute state, and fetches grants (messages.py, sync.lua,
-                             store.py, cluster.py)
+                             store.py, cluster.py); outbox.py: what waits; leases.py: what is held, kept alive
     identity.py              which journal a directory writes now, and the how-manieth time
     checkpoint.py            the books up to a position, so that a start replays minutes, not months
     recovery.py              the slots of a killed process become records, once

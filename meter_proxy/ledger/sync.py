@@ -16,7 +16,6 @@ far the journal is written, and Redis keeps the highest: one that we have not re
 """
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 from meter_proxy.errors import StoreError
 from meter_proxy.ledger.books import Book, CounterBook, DayBook
 from meter_proxy.ledger.counters import Counter, counter_of
+from meter_proxy.ledger.leases import Leases
 from meter_proxy.ledger.messages import (
     CALLED_IN,
     OVERTAKEN,
@@ -39,15 +39,12 @@ from meter_proxy.ledger.messages import (
     take_in,
     watermark,
 )
+from meter_proxy.ledger.outbox import COALESCE_S, Account, Outbox
 from meter_proxy.quota.charge import expires_at
 
-COALESCE_S = 0.05  # what is settled within this time goes out together; <= 0.1 s from settlement to Redis
 MAX_CALLS = 25  # messages in one pipeline: keeps the loop for ~1 ms, and still moves 20,000 day books a second
-MAX_DAYS, MAX_COUNTERS, MAX_ASKS = 25, 50, 100  # in one message: it holds Redis for well below 1 ms
 CHECK_S = 1.0  # an idle worker asks this often whether Redis is there and has lost nothing
 TOLD_S = 3.0  # what Redis said is news for so long: the parent looks several times
-TICK_S = 0.1  # credit is looked after this often
-RENEW_S = 10.0  # what is held is said again this often: a third of the lease
 ASK_AGAIN_S = 0.025  # others' credit was called in: they hear of it at their next message
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 2.0
@@ -74,26 +71,6 @@ class SyncStore(Protocol):
 
     async def close(self) -> None:
         """Give the connections back."""
-
-
-class _Account:
-    """What is to be told and asked of one account's keys."""
-
-    __slots__ = ("asks", "counters", "days", "due_at", "name", "one_by_one", "pause_s", "retry_at")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.days: dict[DayBook, None] = {}  # changed since they were last sent, in the order of their change
-        self.counters: dict[CounterBook, None] = {}
-        self.asks: list[Ask] = []
-        self.due_at = 0.0
-        self.one_by_one = False  # something of it is refused: find out what
-        self.retry_at = 0.0  # its part of the store does not answer
-        self.pause_s = 0.0
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.days or self.counters or self.asks)
 
 
 class Sync:
@@ -137,13 +114,8 @@ class Sync:
         self._on_behind = on_behind
         self._clock = clock
         self._jitter = jitter
-        self._accounts: dict[str, _Account] = {}  # those with something to send
-        self._asking: dict[_Account, None] = {}
-        self._due: dict[_Account, None] = {}  # by the time they are due
         self._sending: list[DayBook] = []
         self._refused: dict[Book, None] = {}  # Redis has something wrong under their key; tried again slowly
-        self._held: dict[Counter, None] = {}
-        self._active: dict[Counter, None] = {}
         self._told: dict[Counter, float] = {}  # -> when, in loop time
         self._first_acked: DayBook | None = None
         self._last_acked: DayBook | None = None
@@ -154,7 +126,10 @@ class Sync:
         self._wake = asyncio.Event()
         self._progress = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._ticking: asyncio.TimerHandle | None = None
+        self._outbox = Outbox(self._wake.set)
+        self._leases = Leases(self._outbox.mark)
+        self.mark = self._outbox.mark  # without a call in between: each is made for every exchange
+        self.look_after = self._leases.look_after
 
     # What others call.
 
@@ -162,8 +137,7 @@ class Sync:
     def unsynced(self) -> int:
         """Return the number of records that are in the books and not yet acknowledged by Redis."""
         waiting = dict.fromkeys(self._sending)
-        for account in self._accounts.values():
-            waiting.update(account.days)
+        waiting.update((book, None) for book in self._outbox.days)
         waiting.update((book, None) for book in self._refused if isinstance(book, DayBook))
         return sum(book.unsynced for book in waiting)
 
@@ -171,38 +145,16 @@ class Sync:
         """Redis' time as far as we know it, Unix seconds: windows follow one clock, whatever machine a worker is on."""
         return self._clock() + self.offset_s
 
-    def mark(self, book: Book) -> None:
-        """Say that `book` has changed. Cheap; call it from the loop's thread."""
-        if book.waits_in == book.account:
-            return
-        if book.waits_in is not None:  # it has moved to another account meanwhile
-            former = self._account(book.waits_in)
-            self._wait_no_more(book, former)
-            self._settle_place(former)
-        account = self._account(book.account)
-        book.waits_in = book.account
-        if isinstance(book, DayBook):
-            account.days[book] = None
-        else:
-            account.counters[book] = None
-        if account not in self._due:
-            account.due_at = self._loop.time() + COALESCE_S
-            self._due[account] = None
-            if len(self._due) == 1:
-                self._wake.set()
-
     def ask(self, account_name: str, ask: Ask) -> None:
         """Want a grant; the ask is answered soon, at once with "nobody could be asked" while Redis is away."""
         if not self.store_up or self._stop_asked.is_set():
             ask.answer(ask, UNANSWERED)
             return
-        account = self._account(account_name)
+        account = self._outbox.account(account_name)
         if account.retry_at > self._loop.time():
             ask.answer(ask, UNANSWERED)
             return
-        account.asks.append(ask)
-        self._asking[account] = None
-        self._wake.set()
+        self._outbox.add(ask, account)
 
     def lately_told(self) -> list[Counter]:
         """The counters of ours that Redis told us of lately."""
@@ -210,19 +162,6 @@ class Sync:
         for counter in [counter for counter, at in self._told.items() if at < since]:
             del self._told[counter]
         return list(self._told)
-
-    def look_after(self, counter: Counter) -> None:
-        """Keep the lease of what `counter` holds, and use or return its credit, from now until it holds nothing."""
-        self._held[counter] = None
-        self._active[counter] = None
-        if self._ticking is None:
-            self._ticking = self._loop.call_later(TICK_S, self._tick)
-
-    def _account(self, name: str) -> _Account:
-        account = self._accounts.get(name)
-        if account is None:
-            account = self._accounts[name] = _Account(name)
-        return account
 
     async def greet(self) -> None:
         """Find out whether the store is there, before `run`; it need not be."""
@@ -263,26 +202,19 @@ class Sync:
                 await self._turn()
             except StoreError as exc:
                 self._is_away(exc)
-                if self._stop_asked.is_set() and self._is_all_sent:
+                if self._stop_asked.is_set() and self._outbox.is_empty:
                     return
                 await self._back_off()
                 continue
-            if self._stop_asked.is_set() and self._is_all_sent:
+            if self._stop_asked.is_set() and self._outbox.is_empty:
                 return
-
-    @property
-    def _is_all_sent(self) -> bool:
-        return all(account.is_empty for account in self._accounts.values())
 
     def _is_away(self, exc: StoreError) -> None:
         if self.store_up or self._backoff_s == BACKOFF_FIRST_S:
             _log.warning("the store does not take the books, trying on: %s", exc)
         self.store_up = False
         self._max_calls = max(1, self._max_calls // 2)  # perhaps it is only slow
-        for account in list(self._asking):
-            asks, account.asks = account.asks, []
-            _fail(asks)
-        self._asking.clear()
+        _fail(self._outbox.take_asks())
 
     async def _back_off(self) -> None:
         pause_s = self._backoff_s * (0.5 + 0.5 * self._jitter())
@@ -299,7 +231,8 @@ class Sync:
     async def _turn(self) -> None:
         """Send one batch, if there is something to send; else wait for it."""
         now = self._loop.time()
-        accounts = self._next_accounts(now)
+        in_a_hurry = self._stop_asked.is_set() or not self.store_up
+        accounts = self._outbox.next(self._max_calls, now, in_a_hurry=in_a_hurry)
         is_check = now - self._checked_at >= CHECK_S or not self.store_up
         if is_check:
             self._checked_at = now
@@ -310,24 +243,13 @@ class Sync:
         else:
             await self._wait(now)
 
-    def _next_accounts(self, now: float) -> list[_Account]:
-        """Those who ask, then those whose books have waited long enough."""
-        room = self._max_calls
-        accounts = [account for account in itertools.islice(self._asking, room) if account.retry_at <= now]
-        in_a_hurry = self._stop_asked.is_set() or not self.store_up
-        for account in self._due:
-            if len(accounts) >= room or (account.due_at > now and not in_a_hurry):
-                break
-            if account.retry_at <= now and account not in self._asking:
-                accounts.append(account)
-        return accounts
-
     async def _wait(self, now: float) -> None:
         self._wake.clear()
-        if self._asking:
+        due_at = self._outbox.due_at
+        if self._outbox.is_asked:
             wait_s = ASK_AGAIN_S  # all of them wait for a part of the store that is away
-        elif self._due:
-            wait_s = max(next(iter(self._due)).due_at - now, 0.001)
+        elif due_at is not None:
+            wait_s = max(due_at - now, 0.001)
         else:
             wait_s = CHECK_S - (now - self._checked_at)
         if self._stop_asked.is_set():
@@ -338,7 +260,7 @@ class Sync:
         except TimeoutError:
             pass
 
-    async def _send(self, accounts: list[_Account], *, watch: bool) -> None:
+    async def _send(self, accounts: list[Account], *, watch: bool) -> None:
         messages = [self._compose(account) for account in accounts]
         if watch or any(message.days for message in messages):
             messages += self._watching({day for message in messages for day, _ in message.days})
@@ -356,9 +278,10 @@ class Sync:
                 await self._check_clock()  # of any part of a cluster that is there
                 replies = []
         except StoreError:
-            for message in messages[: len(accounts)]:
+            for account, message in zip(accounts, messages, strict=False):  # watches follow
                 _fail(message.asks)
                 self._mark_again(message)
+                self._outbox.is_back(account)
             self._sending = []
             raise
         self._sending = []
@@ -368,11 +291,13 @@ class Sync:
             self._on_behind()
         lost_data = False
         for place, (message, reply) in enumerate(zip(messages, replies, strict=True)):
-            account = accounts[place] if place < len(accounts) else None
+            of = accounts[place] if place < len(accounts) else None
             if isinstance(reply, StoreError):
-                self._is_refused(message, account, reply)
+                self._is_refused(message, of, reply)
             else:
-                lost_data = self._take_in(message, account, reply, began_at) or lost_data
+                lost_data = self._take_in(message, of, reply, began_at) or lost_data
+            if of is not None:
+                self._outbox.is_back(of)
         if lost_data:
             self._has_lost_data()
         self._progress.set()
@@ -385,17 +310,9 @@ class Sync:
         self._backoff_s = BACKOFF_FIRST_S
         self._max_calls = min(self._max_calls * 2, MAX_CALLS)
 
-    def _compose(self, account: _Account) -> Message:
+    def _compose(self, account: Account) -> Message:
         """Take what is to be said of an account into a message; it is marked again if that fails."""
-        size = 1 if account.one_by_one else MAX_DAYS
-        days = list(itertools.islice(account.days, size))
-        size = (1 if not days else 0) if account.one_by_one else MAX_COUNTERS
-        counters = list(itertools.islice(account.counters, size))
-        asks, account.asks = account.asks[:MAX_ASKS], account.asks[MAX_ASKS:]
-        taken: list[Book] = [*days, *counters]
-        for book in taken:
-            self._wait_no_more(book, account)
-        self._settle_place(account)
+        days, counters, asks = self._outbox.take(account)
         waiting = []
         for ask in asks:
             if ask.is_given_up:
@@ -405,22 +322,6 @@ class Sync:
             else:
                 waiting.append(ask)
         return self._message(days, counters, waiting)
-
-    def _wait_no_more(self, book: Book, account: _Account) -> None:
-        book.waits_in = None
-        if isinstance(book, DayBook):
-            account.days.pop(book, None)
-        else:
-            account.counters.pop(book, None)
-
-    def _settle_place(self, account: _Account) -> None:
-        """Put an account where it belongs, after something was taken from it."""
-        if not account.asks:
-            self._asking.pop(account, None)
-        if not (account.days or account.counters):
-            self._due.pop(account, None)
-            if not account.asks and not account.one_by_one and not account.retry_at:
-                self._accounts.pop(account.name, None)
 
     def _message(self, days: Iterable[DayBook], counters: Iterable[CounterBook], asks: Sequence[Ask]) -> Message:
         self._version += 1
@@ -446,7 +347,7 @@ class Sync:
 
     # Replies.
 
-    def _take_in(self, message: Message, account: _Account | None, reply: list[Any], began_at: float) -> bool:
+    def _take_in(self, message: Message, account: Account | None, reply: list[Any], began_at: float) -> bool:
         told: Reply = take_in(message, reply)
         now = self._loop.time()
         self.offset_s = told.now - self._clock() + (now - began_at) / 2
@@ -467,7 +368,6 @@ class Sync:
         if account is not None:
             account.retry_at = account.pause_s = 0.0
             account.one_by_one = account.one_by_one and not account.is_empty
-            self._settle_place(account)
         for book in told.given_back:
             self.mark(book)
         for ask, (granted, part) in zip(message.asks, told.answers, strict=True):
@@ -480,12 +380,11 @@ class Sync:
             return
         ask.answer(ask, Answer(granted) if granted >= 0 else Answer(None, part))
 
-    def _is_refused(self, message: Message, account: _Account | None, error: StoreError) -> None:
+    def _is_refused(self, message: Message, account: Account | None, error: StoreError) -> None:
         _fail(message.asks)
         if account is None:
             return  # a watch; its book will tell when it changes
         books: list[Book] = [day for day, _ in message.days] + [counter.book for counter, _, _ in message.counters]
-        self._accounts[account.name] = account
         if error.transient:
             account.pause_s = min(max(BACKOFF_FIRST_S, 2 * account.pause_s), BACKOFF_MAX_S)
             account.retry_at = self._loop.time() + account.pause_s
@@ -511,34 +410,10 @@ class Sync:
         self.regressions += 1
         self._first_acked = self._last_acked = None
         self._refused.clear()
-        for account in list(self._accounts.values()):
-            waiting: list[Book] = [*account.days, *account.counters]
-            for book in waiting:
-                self._wait_no_more(book, account)
-            self._settle_place(account)
+        self._outbox.drop_books()
         _log.warning("the store has lost data that it had acknowledged: sending everything again")
-        for counter in self._held:
-            counter.acked_version = 0
-            self.mark(counter.book)
+        self._leases.say_again()
         self._on_lost()
-
-    # What is held.
-
-    def _tick(self) -> None:
-        self._ticking = None
-        now = self._loop.time()
-        for counter in list(self._active):
-            if counter.tick() or counter.credit:  # credit: somebody may have called for it
-                self.mark(counter.book)
-            elif counter.is_idle:
-                del self._active[counter]
-        for counter in list(self._held):
-            if not counter.holds and counter not in self._active:
-                del self._held[counter]
-            elif now - counter.sent_at > RENEW_S:
-                self.mark(counter.book)
-        if self._held and not self._stop_asked.is_set():
-            self._ticking = self._loop.call_later(TICK_S, self._tick)
 
     # All of it again; the end.
 
@@ -591,11 +466,7 @@ class Sync:
         Credit is given back; nothing is granted any more.
         """
         self._stop_asked.set()
-        if self._ticking is not None:
-            self._ticking.cancel()
-        for counter in self._held:
-            counter.credit = 0
-            self.mark(counter.book)
+        self._leases.end()
         self._wake.set()
         try:
             async with asyncio.timeout(timeout_s):

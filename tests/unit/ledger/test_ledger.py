@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from meter_proxy.errors import CannotStart
-from meter_proxy.ledger import Ledger, ledger, sync
+from meter_proxy.ledger import Ledger, ledger, outbox, sync
 from meter_proxy.ledger.books import FIELDS
 from meter_proxy.ledger.grants import Grant
 from meter_proxy.ledger.messages import day_expires_at
@@ -30,7 +30,7 @@ MakeLedger = Callable[..., Ledger]
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same behaviour in less time."""
-    monkeypatch.setattr(sync, "COALESCE_S", 0.001)
+    monkeypatch.setattr(outbox, "COALESCE_S", 0.001)
     monkeypatch.setattr(sync, "CHECK_S", 0.01)
     monkeypatch.setattr(sync, "BACKOFF_FIRST_S", 0.001)
     monkeypatch.setattr(sync, "BACKOFF_MAX_S", 0.01)
@@ -100,11 +100,28 @@ async def test_what_is_settled_meanwhile_rides_in_the_next_batch(make: MakeLedge
     await books.stop()
 
 
+async def test_what_is_settled_while_the_last_batch_is_under_way_is_sent_before_the_end(
+    make: MakeLedger, tmp_path: Path
+) -> None:
+    """It waits for the same account, which has nothing else to send."""
+    store = Slow()
+    books = make(store)
+    await books.start()
+    books.settle(usage_record(key="first"))
+    await until(lambda: store.under_way, "the first batch is under way")
+    books.settle(usage_record(key="second"))
+    stopping = asyncio.ensure_future(books.stop())
+    await asyncio.sleep(0)
+    store.answer.set()
+    await stopping
+    assert store.totals() == totals_of(iter_records(tmp_path))
+
+
 async def test_a_busy_key_is_sent_a_few_times_a_second(
     make: MakeLedger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What is settled while a batch is under way waits a little, too: the store is not asked once a request."""
-    monkeypatch.setattr(sync, "COALESCE_S", 0.02)
+    monkeypatch.setattr(outbox, "COALESCE_S", 0.02)
     monkeypatch.setattr(sync, "CHECK_S", 60.0)  # no other look at the store
     store = InMemory()
     books = make(store)
