@@ -177,12 +177,11 @@ async def _keep_asking(
 
 async def _kill_a_worker(proxy: ProxyProcess, chance: random.Random) -> int:
     """Kill one worker; sometimes also the one that takes its place, while it recovers."""
-    victim = chance.choice(await until(lambda: _workers(proxy), "a worker"))
-    os.kill(victim, signal.SIGKILL)
+    known = await until(lambda: _workers(proxy), "a worker")
+    os.kill(chance.choice(known), signal.SIGKILL)
     if chance.random() >= DURING_RECOVERY:
         return 1
-    known = set(_workers(proxy)) | {victim}
-    successor = await until(lambda: next(iter(set(_workers(proxy)) - known), None), "a successor")
+    successor = await until(lambda: next(iter(set(_workers(proxy)) - set(known)), None), "a successor")
     await asyncio.sleep(chance.uniform(0, 0.05))
     with contextlib.suppress(ProcessLookupError):
         os.kill(successor, signal.SIGKILL)
