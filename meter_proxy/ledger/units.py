@@ -51,7 +51,12 @@ def _charged(state_dir: Path) -> Iterator[tuple[str, Charge]]:
             if book.used:
                 yield book.owner, Charge(book.holder, book.rule, book.window, book.unit, book.ends_at)
     for worker in state_dir.glob("w*"):
-        for progress in read_live(worker):
+        try:
+            live = read_live(worker)
+        except OSError as exc:  # another user's, as a rule
+            _log.warning("what %s holds is not compared with the rules: %s", worker, exc.strerror)
+            continue
+        for progress in live:
             try:
                 admission = read_admission(progress.text)
             except ValueError:
