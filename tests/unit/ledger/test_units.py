@@ -121,7 +121,7 @@ def test_a_journal_that_cannot_be_read_is_left_to_the_start(tmp_path: Path) -> N
 
 
 def test_what_may_not_be_read_is_said_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """`check-config` by somebody else than who serves; to root nothing is forbidden, so here a directory is in the way."""
+    """`check-config` by somebody else than who serves. To root nothing is forbidden: here a directory is in the way."""
     settle(tmp_path / "state", charge("budget", "202603"))
     (tmp_path / "state" / "w0" / "slots").mkdir(parents=True)
     assert places(tmp_path) == ["('keys', 0, 'quotas', 0)"]
