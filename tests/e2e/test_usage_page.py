@@ -73,6 +73,17 @@ async def test_nothing_moves_while_data_arrives(browser: Browser, size: Viewport
         assert await visit.shifts() == []
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+async def test_what_is_painted_first_stands_where_it_stays(browser: Browser, size: ViewportSize) -> None:
+    """A browser that is busy paints the beginning of the head before it has read the rest."""
+    async with serving(BusyAdmin(keys=5).app()) as url:
+        visit = await Visit.to(browser, page_of(url), size)
+        top = "() => document.querySelector('.top h1').getBoundingClientRect().top"
+        whole = await visit.page.evaluate(top)
+        await visit.page.evaluate("() => document.querySelectorAll('.top > :not(h1)').forEach((node) => node.remove())")
+        assert await visit.page.evaluate(top) == whole
+
+
 async def test_a_layout_shift_would_be_seen(browser: Browser) -> None:
     """The measurement itself: a line that grows in the head moves all that is below."""
     async with serving(BusyAdmin(keys=5).app()) as url:
