@@ -125,6 +125,9 @@ async def run(rounds: int, seed: int, faults: frozenset[str] = frozenset({"worke
                 f"{network.url}/v1",
                 directory,
                 workers=2,
+                # Said, not asked of the backend: a fault that hits that question leaves events to be counted, which are
+                # worth two tokens here, and that is no mistake of the books.
+                upstreams={"local": {"base_url": f"{network.url}/v1", "running_usage": "vllm"}},
                 redis={"url": store.url, "when_down": "open"},
                 keys=[{"id": "alice", "secret": {"env": "ALICE_KEY"}, "quotas": quotas}],
             )
