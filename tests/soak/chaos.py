@@ -142,7 +142,7 @@ async def run(rounds: int, seed: int, faults: frozenset[str] = frozenset({"worke
                     for n in range(LIVE)
                 ]
                 done = 0
-                while done < rounds or len(seen) < exchanges:
+                while done < rounds or len(seen) < max(exchanges, 2 * LIVE):  # each client comes back
                     await asyncio.sleep(chance.uniform(0.05, 0.6))
                     done += 1
                     harms = [harm for harm in ("workers", "redis") if harm in faults]

@@ -21,4 +21,4 @@ async def test_the_books_agree_whatever_happens(faults: str, rounds: int, seed: 
     result = await run(rounds, seed, frozenset(faults.split(",")))
     assert not result.wrong
     assert result.differences == 0
-    assert result.exchanges > 20  # of 50 clients; how many more depends on the machine
+    assert result.exchanges > 50
