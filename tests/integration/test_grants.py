@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from meter_proxy.ledger.books import Books
-from meter_proxy.ledger.grants import ANSWER_S, UNBOUNDED, Grant, Quotas, Tab, Unavailable
+from meter_proxy.ledger.grants import UNBOUNDED, Grant, Quotas, Tab, Unavailable
 from meter_proxy.ledger.store import Store
 from meter_proxy.ledger.sync import Sync
 from meter_proxy.quota.charge import Unit
@@ -313,6 +313,7 @@ async def test_without_redis_a_bounded_rule_grants_an_allowance_per_key(tmp_path
 
 
 @pytest.mark.alone
+@pytest.mark.alone
 async def test_a_frozen_redis_is_waited_for_once(
     server: StoreServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,11 +324,11 @@ async def test_a_frozen_redis_is_waited_for_once(
             began_at = time.monotonic()
             await reserve(quotas, by_slice(rule(100_000)))
             assert time.monotonic() - began_at < 1
-            began_at = time.monotonic()
             for _ in range(20):
+                began_at = time.monotonic()
                 grant = await reserve(quotas, by_slice(rule(100_000, id="other"), 1, 2))
+                assert time.monotonic() - began_at < 0.1
                 settle(grant, used=3)
-            assert time.monotonic() - began_at < 20 * ANSWER_S / 2
         finally:
             server.resume()
         await until(lambda: sums(redis, rule_id="other") == (60, 0), "the sums in Redis")
